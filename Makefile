@@ -1,0 +1,113 @@
+# make help lists the targets.  Nothing is installed outside .venv; with `make PYTHON=python3 SETUP=0 ...` nothing at all.
+
+PYTHON  ?= .venv/bin/python
+SETUP   ?= 1
+PYTHON3 ?=
+LAUNCH  ?=
+BUDGET  ?=
+SEEDS   ?=
+METHODS ?=
+DATA    ?=
+DATA_DIR ?=
+DEVICE  ?=
+
+# The stamp's name holds the lock's checksum: an edited lock is installed again, an unchanged one never.
+LOCK  := $(shell cksum < requirements.lock | tr -dc '0-9')
+STAMP := .venv/.ready-$(LOCK)
+READY := $(if $(filter-out 0 no false,$(SETUP)),$(STAMP))
+# Python to try, in this order, where .venv is to be made; some are stubs that only say so, hence each is run.
+PYTHONS = $(or $(PYTHON3),python3.12 python3.11 python3.13 python3)
+# The rules need no package, so that `make -n` shows the commands before anything is set up.
+PLANNER = $(or $(shell for python in $(PYTHON) $(PYTHONS); do \
+  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$python; break; fi; done),$(PYTHON))
+# A variable's text as the user typed it, for the shell: neither make nor the shell expands a $ or a blank in it.
+quoted = '$(subst ','\'',$(value $(1)))'
+
+.PHONY: help setup quick test test-slow test-all lint bench report clean-build \
+        reproduce-adarat-cifar10 reproduce-adarat-cifar100
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+help: ## List every target
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-28s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  Variables of reproduce-*: BUDGET=smoke|short|gpu|full (gpu with a CUDA device, else short)  SEEDS=1,2,3'
+	@echo '    METHODS="PGD-AT TRADES"  DATA=npz:PATH  DATA_DIR=PATH  DEVICE=cuda:1'
+	@echo '    LAUNCH="nice -n 10" (before each training; several GPUs: "torchrun --no-python --nproc-per-node=2")'
+	@echo '  Variables of all: PYTHON=python3 SETUP=0 (use that Python, install nothing)  PYTHON3=PATH (makes .venv)'
+
+setup: $(READY) ## Make .venv and install the locked requirements in it (once)
+
+$(STAMP):
+	@set -e; \
+	fits() { "$$@" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; }; \
+	if ! fits .venv/bin/python; then \
+	  found=; \
+	  for candidate in $(PYTHONS); do \
+	    if fits "$$candidate"; then found=$$candidate; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'error: no Python 3.11, 3.12 or 3.13 found: install one, or name it: make setup PYTHON3=/path/to/python3.12' >&2; \
+	    exit 2; \
+	  fi; \
+	  echo "making .venv with $$found"; \
+	  "$$found" -m venv --clear .venv || { \
+	    echo "error: $$found cannot make a virtual environment: install its venv module (python3-venv on Debian)" >&2; \
+	    exit 2; \
+	  }; \
+	fi; \
+	echo 'installing requirements.lock into .venv: some minutes, once'; \
+	index=$${PIP_INDEX_URL:-$$(.venv/bin/python -m pip config get global.index-url 2>/dev/null || true)}; \
+	if [ -n "$$index" ] && [ -z "$$UV_DEFAULT_INDEX" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
+	if .venv/bin/python -m pip install --quiet --disable-pip-version-check uv \
+	   && .venv/bin/python -m uv pip install --quiet --python .venv/bin/python -r requirements.lock; then :; \
+	else \
+	  echo 'uv could not do it: trying plain pip'; \
+	  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock || { \
+	    echo 'error: requirements.lock could not be installed: see above; is there a network?' >&2; exit 2; }; \
+	fi; \
+	rm -f .venv/.ready-*; touch $@
+
+# Two torch processes with two threads each on two cores slow each other tenfold.
+quick test test-slow test-all: export OMP_NUM_THREADS := 1
+quick test test-slow test-all: export OMP_WAIT_POLICY := PASSIVE
+
+quick: $(READY) ## Train, attack and tabulate PGD-AT and AdaRAT on the embedded digits: 3 minutes, no network
+	$(PYTHON) -m scripts.quick
+
+test: $(READY) ## Check the style and run the fast tests
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pytest -m "not slow"
+
+test-slow: $(READY) ## Run only the slow tests: end to end, kills, process groups
+	$(PYTHON) -m pytest -m slow
+
+test-all: test ## Run the fast tests, then the slow ones
+	$(MAKE) --no-print-directory test-slow
+
+lint: $(READY) ## Check the style only
+	$(PYTHON) -m ruff check .
+
+bench: $(READY) ## Measure training step and input pipeline against the original's way, in one run
+	$(PYTHON) -m scripts.bench
+
+reproduce-adarat-cifar10: $(READY) ## AdaRAT on CIFAR-10: teachers, all methods and variants, evaluation, table, figures
+	$(call reproduce,adarat,cifar10)
+
+reproduce-adarat-cifar100: $(READY) ## AdaRAT on CIFAR-100, likewise
+	$(call reproduce,adarat,cifar100)
+
+# `+`: also under `make -n`, which then shows the commands; writing the rules starts nothing.
+define reproduce
++@$(PLANNER) -m scripts.make_rules $(1) $(2) --budget $(call quoted,BUDGET) --seeds $(call quoted,SEEDS) \
+  --methods $(call quoted,METHODS) --data $(call quoted,DATA) --data-dir $(call quoted,DATA_DIR) \
+  --device $(call quoted,DEVICE)
++@$(MAKE) --no-print-directory -f build/rules-$(1)-$(2).mk PYTHON=$(call quoted,PYTHON) \
+  LAUNCH=$(call quoted,LAUNCH) all
+endef
+
+report: $(READY) ## Make every table and figure again from results/ alone: no torch, no training
+	$(PYTHON) -m scripts.report
+
+clean-build: ## Remove build/ (rules and specs); records and weights stay
+	rm -rf build

@@ -1,0 +1,52 @@
+"""The cache of decoded folders: one npz per state of a folder, named by a hash of its files' names, sizes and times."""
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from common.data.npz import UNREADABLE
+from common.errors import UserError
+from common.files import replacing
+
+VERSION = 1                    # raise when decoding changes
+
+
+def key(paths: list[Path], root: Path, size: int | None) -> str:
+    """sha256 (hex) over the relative paths, sizes and modification times (ns) of the files, and the options."""
+    digest = hashlib.sha256(f"decoded {VERSION} size={size}\n".encode())
+    lines = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f"cannot read the image {path} ({error.strerror or error}): "
+                            "replace or remove it") from error
+        lines.append(f"{path.relative_to(root).as_posix()!r} {status.st_size} {status.st_mtime_ns}\n")
+    digest.update("".join(sorted(lines)).encode())
+    return digest.hexdigest()
+
+
+def read(path: Path, key: str, counts: list[int]) -> list[np.ndarray] | None:
+    """uint8 (N,C,H,W) of each part; None if there is no file, or one that is torn, of another key, or misshapen."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["key"]) != key:
+                return None
+            parts = [file[f"images_{number}"] for number in range(len(counts))]
+    except UNREADABLE:
+        return None            # decoding again mends every one of these
+    for part, count in zip(parts, counts, strict=True):
+        if part.dtype != np.uint8 or part.ndim != 4 or len(part) != count or part.shape[1:] != parts[0].shape[1:]:
+            return None
+    return parts
+
+
+def write(path: Path, key: str, parts: list[np.ndarray]) -> None:
+    """Write the cache, whole or not at all.  Where that fails the data are used all the same, and a warning says so."""
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, key=np.array(key), **{f"images_{number}": part for number, part in enumerate(parts)})
+    except UserError as error:
+        warnings.warn(f"the images will be decoded again next time: {error}", stacklevel=2)

@@ -1,0 +1,152 @@
+"""Where and how a network runs: device, precision, memory format, and the network that an attack sees.
+
+Training and attacking may run in bf16 autocast and channels-last; what is reported is judged elsewhere, in float32.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.attack_view import AttackView, cannot_view
+from common.attacks.mode import frozen, mode
+from common.errors import UserError
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+class Runner(nn.Module):
+    """A network seen through an engine: x (B,C,H,W) float32 -> logits (B,K) float32, computed in the precision.
+
+    It owns no parameters of its own: `state_dict` of the wrapped `network` is what is saved.
+    """
+
+    def __init__(self, network: nn.Module, engine: "Engine"):
+        super().__init__()
+        self.network = network
+        self.engine = engine
+
+    def forward(self, x: Tensor) -> Tensor:
+        engine = self.engine
+        if engine.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
+            logits = self.network(x)
+        return logits.float()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Device, precision and memory format of a run.  `choose` makes one from what a user asks for."""
+
+    device: torch.device
+    precision: str = "fp32"
+    channels_last: bool = False
+    fast_attacks: bool = False
+    notes: list[str] = field(default_factory=list, compare=False)
+    _views: dict[tuple[int, bool], Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def choose(cls, device: str = "auto", precision: str = "auto") -> "Engine":
+        """The engine for `device` ("auto", "cpu", "cuda", "cuda:1", "mps") and `precision` ("auto", "fp32", "bf16").
+
+        `auto` takes a CUDA device if there is one, and bf16 where the device multiplies it faster than float32.
+        Raises UserError for a device that is not here.
+        """
+        chosen = find_device(device)
+        if precision not in PRECISIONS:
+            raise UserError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
+        if precision == "auto":
+            precision = "bf16" if bf16_is_fast(chosen) else "fp32"
+        fast = precision == "bf16"
+        return cls(chosen, precision, channels_last=fast, fast_attacks=fast)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device, in the memory format; in place."""
+        network.to(self.device)
+        return network.to(memory_format=torch.channels_last) if self.channels_last else network
+
+    def runner(self, network: nn.Module) -> Runner:
+        """The network as objectives call it."""
+        return Runner(network, self)
+
+    @contextmanager
+    def attacking(self, model: nn.Module, training: bool = False) -> Iterator[nn.Module]:
+        """Yield the network to attack: parameters frozen, in train or eval mode, on the fastest path that works.
+
+        In eval mode the fast path folds batch norm into the convolutions and keeps bf16 copies of the weights; in
+        train mode it keeps bf16 copies and shares the batch norms, whose statistics move as the plain path's do.
+        """
+        network = model.network if isinstance(model, Runner) else model
+        with mode(network, training=training), frozen(network):
+            view = self._view(network, training)
+            yield self.runner(network) if view is None else view
+
+    def _view(self, network: nn.Module, training: bool) -> AttackView | None:
+        if not self.fast_attacks:
+            return None
+        key = (id(network), training)
+        if key not in self._views:
+            reason = cannot_view(network)
+            if reason:
+                self.notes.append(f"attacks run on the plain path: {reason}")
+            self._views[key] = None if reason else AttackView(network, training, torch.bfloat16)
+        view = self._views[key]
+        if view is not None:
+            view.refresh()
+        return view
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of the engine."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor_name()
+        return {"device": self.device.type, "device_name": name, "precision": self.precision,
+                "channels_last": self.channels_last, "fast_attacks": self.fast_attacks,
+                "torch_threads": torch.get_num_threads(), "notes": list(self.notes)}
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device that a user means; UserError where it is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is no device: try auto, cpu, cuda or cuda:1") from error
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(device.type, False):
+        raise UserError(f"--device {name}: this machine has no {device.type} device; --device auto takes what there is")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return device
+
+
+def cpu_flags() -> set[str]:
+    """Instruction-set flags of the processor, as Linux lists them; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def processor_name() -> str:
+    """The processor's name and the number of its cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
+    except OSError:
+        model = "CPU"
+    return f"{model}, {cores} cores"

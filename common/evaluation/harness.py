@@ -1,0 +1,221 @@
+"""The harness: it hands images to attacks and trusts nothing that comes back.
+
+Every adversarial image is projected into ball and box again and classified again, in float32, TF32 off, eval mode,
+parameters frozen.  An image is robust under an evaluator if it is classified correctly clean and after every stage.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common.attacks.balls import ball
+from common.data.batches import augment
+from common.data.splits import Split, to_float
+from common.errors import UserError
+from common.evaluation import autoattack
+from common.evaluation.judging import Network, allowed, correct, judged, seeded, weights_sha256
+from common.evaluation.ledger import Chunk, Ledger, ledger_path
+from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
+from common.evaluation.runners import Runner, runner_for
+from common.seeds import fold
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluator found on the first n test images.
+
+    flags (n,) numpy bool in test-set order: correct clean and under the attack; robust: their number.
+    survivors: images left, clean and after each stage of an attack that has several.  seconds: of all chunks.
+    """
+
+    evaluator: Evaluator
+    flags: np.ndarray
+    survivors: dict[str, int]
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The evaluator's name."""
+        return self.evaluator.name
+
+    @property
+    def robust(self) -> int:
+        """How many images stood."""
+        return int(self.flags.sum())
+
+    @property
+    def n(self) -> int:
+        """How many images were tried."""
+        return len(self.flags)
+
+    @property
+    def caution(self) -> str:
+        """A line where Square, which sees no gradients, got beyond the attacks before it by 0.2%, else empty.
+
+        The official code's sign of masked gradients: the robust accuracy may be too high.
+        """
+        beyond = self.survivors.get("fab-t", 0) - self.survivors.get("square", 0)
+        if beyond <= 0.002 * self.n:
+            return ""
+        return (f"{self.name}: Square broke {beyond} images of {self.n} that withstood the gradient attacks: "
+                "gradients may be masked, the true robust accuracy lower")
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    """A result as records keep it: counts and every setting; the flags are kept beside it."""
+    evaluator = result.evaluator
+    numbers = {name: getattr(evaluator, name) for name in KINDS[evaluator.kind].uses if name != "eps"}
+    return {"name": evaluator.name, "kind": evaluator.kind, "norm": evaluator.norm, "eps": evaluator.eps,
+            "settings": numbers | dict(evaluator.settings), "robust": result.robust, "n": result.n,
+            "survivors": result.survivors, "seconds": round(result.seconds, 3)}
+
+
+def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: torch.device | str, work: Path,
+             batch_size: int | None = None, progress: bool = True) -> list[Result]:
+    """Run a plan's evaluators on the first images of `split`; one Result each, in the plan's order.
+
+    model: (B,C,H,W) float32 in [0,1] -> logits (B,K); it is moved to `device` and otherwise left as it was.
+    Random numbers are folded from (seed, evaluator's name, chunk): `batch_size` (None: a whole chunk) only splits the
+    passes of FGSM, PGD and CW.  After each chunk its flags are written to a file in the folder `work`; the same call
+    goes on from there.  Call `forget` once the results are kept.
+    """
+    device = torch.device(device)
+    batch_size = min(batch_size or plan.chunk, plan.chunk)
+    counts = {evaluator.name: image_count(evaluator, split) for evaluator in plan.evaluators}
+    model.to(device)
+    with judged(model, device) as network:
+        classes = preflight(network, split, plan, device)
+        key = {"plan": plan_sha256(plan), "weights": weights_sha256(model), "images": split.fingerprint, "seed": seed,
+               "torch": torch.__version__, "device": device.type, "format": 1}
+        ledger = Ledger(ledger_path(work, plan), key, {name: chunk_sizes(n, plan.chunk) for name, n in counts.items()})
+        if ledger.discarded and progress:
+            tqdm.write(ledger.discarded, file=sys.stderr)
+        for evaluator in plan.evaluators:
+            runner = runner_for(evaluator, network, classes=classes, device=device, batch_size=batch_size)
+            run_chunks(network, runner, split, plan, evaluator, ledger, counts[evaluator.name], seed=seed,
+                       device=device, batch_size=batch_size, progress=progress)
+    results = [collect(evaluator, ledger.chunks[evaluator.name]) for evaluator in plan.evaluators]
+    for result in results:
+        if progress and result.caution:
+            tqdm.write(result.caution, file=sys.stderr)
+    return results
+
+
+def forget(work: Path, plan: Plan) -> None:
+    """Remove the progress of a plan, once its results are kept elsewhere."""
+    ledger_path(work, plan).unlink(missing_ok=True)
+
+
+def run_chunks(network: Network, runner: Runner, split: Split, plan: Plan, evaluator: Evaluator, ledger: Ledger,
+               count: int, *, seed: int, device: torch.device, batch_size: int, progress: bool) -> None:
+    """Run one evaluator from the first chunk that the ledger lacks to its last one."""
+    done = ledger.chunks[evaluator.name]
+    first, standing = sum(len(chunk.flags) for chunk in done), sum(int(chunk.flags.sum()) for chunk in done)
+    with tqdm(total=count, initial=first, desc=evaluator.name, unit="img", disable=None if progress else True) as bar:
+        for number in range(len(done), -(-count // plan.chunk)):
+            begin, started = number * plan.chunk, time.monotonic()
+            where = slice(begin, min(begin + plan.chunk, count))
+            x, y = chunk_images(split, where, plan.test_crop, fold(seed, "crop", evaluator.name, number), device)
+            chunk_seed, survivors = fold(seed, "evaluate", evaluator.name, number), {}
+            with seeded(chunk_seed):         # for a network that draws numbers itself
+                for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size):
+                    survivors[stage] = int(flags.sum())
+                    # What stands now can still fall: an upper bound on the accuracy of the images seen so far.
+                    bar.set_postfix_str(f"{stage}: at most {(standing + survivors[stage]) / where.stop:.1%} robust")
+            standing += survivors[stage]
+            ledger.append(evaluator.name, Chunk(flags.cpu().numpy(), survivors, time.monotonic() - started))
+            bar.update(len(y))
+
+
+def verdicts(network: Network, runner: Runner, evaluator: Evaluator, x: Tensor, y: Tensor, seed: int,
+             batch_size: int) -> Iterator[tuple[str, Tensor]]:
+    """(stage, flags (B,) bool) after the clean pass and after each stage; an image that fell is not attacked again."""
+    threat, flags = ball(evaluator.norm, evaluator.eps), correct(network, x, y, batch_size)
+    yield "clean", flags
+    for stage, attack in runner(x, y, seed):
+        standing = flags.nonzero().squeeze(1)
+        if len(standing):
+            x_adv = allowed(threat, x[standing], attack(standing))
+            flags = flags.clone()
+            flags[standing] = correct(network, x_adv, y[standing], batch_size)
+        yield stage, flags
+
+
+def collect(evaluator: Evaluator, chunks: list[Chunk]) -> Result:
+    """Add an evaluator's chunks up."""
+    stages = list(chunks[0].survivors)
+    kept = stages if len(stages) > 2 else stages[:1]       # of an attack in one stage only the clean count is news
+    return Result(evaluator, np.concatenate([chunk.flags for chunk in chunks]),
+                  {stage: sum(chunk.survivors[stage] for chunk in chunks) for stage in kept},
+                  sum(chunk.seconds for chunk in chunks))
+
+
+def chunk_images(split: Split, where: slice, crop: bool, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x (B,C,H,W) float32 in [0,1], contiguous, and y (B,) of a chunk, on the device."""
+    images = split.images[where]
+    if crop:           # on the CPU, so that every device sees the same crops
+        images = augment(images.cpu(), torch.Generator().manual_seed(seed), crop=4, crop_mode="zero", flip=False)
+    return to_float(images.to(device)).contiguous(), split.labels[where].to(device)
+
+
+def chunk_sizes(count: int, chunk: int) -> list[int]:
+    """How many images each chunk has."""
+    return [min(chunk, count - begin) for begin in range(0, count, chunk)]
+
+
+def image_count(evaluator: Evaluator, split: Split) -> int:
+    """How many images an evaluator uses; more than there are is a UserError."""
+    if len(split) == 0:
+        raise UserError("there are no test images")
+    if evaluator.n is not None and evaluator.n > len(split):
+        raise UserError(f"evaluator {evaluator.name!r} wants {evaluator.n} images, the test set has {len(split)}: "
+                        "lower its n, or leave it out to use them all")
+    return len(split) if evaluator.n is None else evaluator.n
+
+
+@contextmanager
+def float32_inside(network: nn.Module) -> Iterator[None]:
+    """A ValueError if a layer computes in anything but float32, as under an engine's own autocast."""
+    def check(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point() and output.dtype != torch.float32:
+            raise ValueError(f"a verdict needs float32, {type(module).__name__} computes in {output.dtype}: "
+                             "hand over the plain network")
+    handles = [module.register_forward_hook(check) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def preflight(network: Network, split: Split, plan: Plan, device: torch.device) -> int:
+    """The number of classes; whatever would stop an evaluator later stops the plan here, before anything runs."""
+    x, _ = chunk_images(split, slice(0, 1), False, 0, device)
+    try:
+        with torch.no_grad(), float32_inside(network):
+            classes = network(x).shape[1]
+    except RuntimeError as error:
+        raise UserError(f"the model cannot take images of shape {tuple(x.shape[1:])}: {error}") from error
+    if int(split.labels.max()) >= classes:
+        raise UserError(f"the test set has labels up to {int(split.labels.max())}, the model has {classes} classes")
+    for evaluator in plan.evaluators:
+        if evaluator.kind.endswith("autoattack"):
+            autoattack.check_classes(classes)
+        if evaluator.kind == "pgd" and evaluator.setting("loss") == "dlr" and classes < 3:
+            raise UserError(f"evaluator {evaluator.name!r}: the DLR loss needs at least 3 classes; this model has "
+                            f"{classes}")
+        farthest = x[0].numel() ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[evaluator.norm]
+        if evaluator.eps > farthest:
+            raise UserError(f"evaluator {evaluator.name!r}: eps {evaluator.eps:g} reaches from any image to any other "
+                            f"(they are at most {farthest:g} apart in {evaluator.norm}); did you mean "
+                            f"{evaluator.eps:g}/255 = {evaluator.eps / 255:.4f}?")
+    return classes

@@ -1,0 +1,220 @@
+"""A run's folder: opened for one configuration, trained into, judged, recorded.  Knows no paper.
+
+results/<paper>/<dataset>/<run>/ gets the records, weights/<paper>/<dataset>/<run>/ the weights (not kept in git).
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from common import models, records
+from common.checkpoint import load_weights
+from common.data import DataSet, Split, hold_out, load
+from common.engine import Engine
+from common.environment import ROOT, environment, portable, relative_command
+from common.errors import UserError
+from common.evaluation import Plan, evaluate, forget, plan_sha256, result_json
+from common.files import read_json, sha256_of
+from common.fit import TrainRecord
+
+RESULTS, WEIGHTS, DATA = ROOT / "results", ROOT / "weights", ROOT / "data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run of one paper: what it is called, what decides its numbers (`config`), and where its files are.
+
+    config   every setting that decides the numbers, JSON-able, without paths and without the device; config["model"]
+             is what `build_network` takes, config["data"] the data set's fingerprints
+    needs    name of a run -> sha256 of the weights that were read of it
+    """
+
+    paper: str
+    dataset: str
+    run: str
+    method: str
+    variant: str
+    budget: str
+    seed: int
+    config: Mapping[str, Any]
+    data: Mapping[str, Any]
+    quirks: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
+    spec: str | None = None
+    results: Path = RESULTS
+    weights_root: Path = WEIGHTS
+
+    @property
+    def folder(self) -> Path:
+        """Where the records go."""
+        return records.folder_of(self.results, self.paper, self.dataset, self.run)
+
+    @property
+    def weights(self) -> Path:
+        """Where the weights go."""
+        return records.folder_of(self.weights_root, self.paper, self.dataset, self.run)
+
+    @property
+    def config_sha256(self) -> str:
+        return records.config_sha256(self.config)
+
+    def check_free(self) -> None:
+        """Raise UserError if the folder holds a run of another configuration, naming what differs.
+
+        A run that make made from an older plan is no such case: `open` moves it out of the way.
+        """
+        there = self._other()
+        if there is None or self._outdated(there):
+            return
+        other, ours = flat(there.get("config", {})), flat(portable(dict(self.config)))
+        names = sorted(key for key in other.keys() | ours.keys() if other.get(key) != ours.get(key))
+        shown = "; ".join(f"{key} {other.get(key)!r} there, {ours.get(key)!r} here" for key in names[:4])
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        raise UserError(f"{portable(str(self.folder))} holds a run of another configuration ({shown}{more}): "
+                        "give this one another name with --run, or move that folder away")
+
+    def _other(self) -> dict[str, Any] | None:
+        """The run.json of another configuration that stands in the folder, or None."""
+        path = self.folder / "run.json"
+        there = read_json(path) if path.exists() else None
+        return None if there is None or there.get("config_sha256") == self.config_sha256 else there
+
+    def _outdated(self, there: Mapping[str, Any]) -> bool:
+        return self.spec is not None and there.get("spec_sha256") not in (None, self.spec)
+
+    def _retire(self, there: Mapping[str, Any]) -> None:
+        """Move records and weights of an older plan beside the weights, so that nothing is lost."""
+        attic = self.weights.with_name(f"{self.run}.before-{there['config_sha256'][:8]}")
+        for number, old in enumerate((self.folder, self.weights)):
+            target = attic / ("records", "weights")[number]
+            if old.exists() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                old.rename(target)
+        print(f"{self.run}: its plan has changed; the older records and weights are in {portable(str(attic))}")
+
+    def finished(self) -> bool:
+        """Whether the run is trained, with this configuration, and its weights are still here."""
+        path = self.folder / "train.json"
+        if not path.exists():
+            return False
+        record = records.read_record(path, "train")
+        files = [(self.weights / entry["file"], entry["sha256"]) for entry in record["weights"].values()]
+        return (record["config_sha256"] == self.config_sha256
+                and all(file.exists() and sha256_of(file) == digest for file, digest in files))
+
+    def open(self, network: nn.Module) -> None:
+        """Write run.json, which says what is to be trained; UserError if the folder holds another run."""
+        self.check_free()
+        if (there := self._other()) is not None:
+            self._retire(there)
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        records.write_run(self.folder, {
+            **self.identity, "method": self.method, "variant": self.variant, "budget": self.budget, "seed": self.seed,
+            "config": dict(self.config), "config_sha256": self.config_sha256, "spec_sha256": self.spec,
+            "quirks": list(self.quirks), "needs": dict(self.needs), "data": dict(self.data),
+            "model": {**self.config["model"], "parameters": parameters}, "command": relative_command()})
+
+    def close(self, trained: TrainRecord, engine: Engine, *, selected_on: str | None = None) -> None:
+        """Write train.json: its presence says that training ended."""
+        described = engine.describe()
+        records.write_train(self.folder, {
+            **self.identity, "spec_sha256": self.spec, "config_sha256": self.config_sha256, "weights": trained.weights,
+            "epochs": trained.epochs, "steps": trained.steps, "seconds": round(trained.seconds, 2),
+            "selected_on": selected_on, "final": trained.final,
+            "environment": {**environment(described["device_name"], engine.precision, described["torch_threads"]),
+                            "engine": described}})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"paper": self.paper, "dataset": self.dataset, "run": self.run}
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {name: leaf for key, inner in value.items()
+            for name, leaf in flat(inner, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def load_data(spec: str, data_dir: str | None, *, n_train: int | None = None, held_out: float = 0.0) -> DataSet:
+    """The data set that a user names, from the repository's data/ unless told otherwise; the first n_train images.
+
+    held_out: this share of the training images takes the place of the test images, which are then not looked at.
+    """
+    data = load(spec, data_dir=Path(data_dir) if data_dir else DATA).take(train=n_train)
+    if not held_out:
+        return data
+    train, held = hold_out(data.train, size=max(1, round(held_out * len(data.train))))
+    return replace(data, train=train, test=held, source=f"{data.source}; held-out training images as test")
+
+
+def dataset_name(spec: str) -> str:
+    """The folder's name for a data set: cifar10, or the stem of the file or folder behind npz: and folder:."""
+    kind, colon, path = spec.partition(":")
+    return Path(path.partition("?")[0]).name.removesuffix(".npz") if colon else kind
+
+
+def build_network(description: Mapping[str, Any]) -> nn.Module:
+    """The network that config["model"] describes: {"name", "classes", ...} for `common.models.build`, or
+    {"builder": "package.module:function", ...} for a network that only one paper has.
+    """
+    options = dict(description)
+    builder = options.pop("builder", None)
+    if builder is None:
+        return models.build(options.pop("name"), **options)
+    module, _, function = builder.partition(":")
+    return getattr(importlib.import_module(module), function)(**options)
+
+
+def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping[str, Any], engine: Engine,
+          checkpoint: str = "last", seed: int = 1, spec: str | None = None, batch_size: int | None = None) -> Path:
+    """Evaluate a finished run by `plan` and write eval-PLAN.json and flags-PLAN.npz; the path of the former.
+
+    An interrupted evaluation goes on where it was.  UserErrors: no such run or checkpoint, weights that are not the
+    recorded ones, a class count that does not fit.
+    """
+    run = records.read_record(folder / "run.json", "run")
+    if not (folder / "train.json").exists():
+        raise UserError(f"{portable(str(folder))} is not trained to its end: type its command again: {run['command']}")
+    train = records.read_record(folder / "train.json", "train")
+    entry = train["weights"].get(checkpoint)
+    if entry is None:
+        raise UserError(f"{run['run']} has no checkpoint {checkpoint!r}: there are {', '.join(train['weights'])}")
+    path = weights / entry["file"]
+    if not path.exists():
+        raise UserError(f"the weights {portable(str(path))} are not here (weights are not kept in git): train the run "
+                        f"again: {run['command']}")
+    digest = sha256_of(path)
+    if digest != entry["sha256"]:
+        raise UserError(f"{portable(str(path))} is not the file that train.json names: train the run again")
+    network = build_network(run["config"]["model"])
+    load_weights(network, path)
+    results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device,
+                       work=weights / "evaluations", batch_size=batch_size)
+    described = engine.describe()
+    longest = max(len(result.flags) for result in results)
+    written = records.write_eval(folder, {
+        "paper": run["paper"], "dataset": run["dataset"], "run": run["run"], "plan": plan.name, "spec_sha256": spec,
+        "plan_sha256": plan_sha256(plan), "checkpoint": checkpoint, "weights_sha256": digest, "data": dict(data),
+        "seed": seed, "chunk": plan.chunk, "results": [result_json(result) for result in results],
+        "environment": environment(described["device_name"], "fp32", described["torch_threads"]),
+        "command": relative_command()},
+        flags={result.name: result.flags for result in results}, index=np.arange(longest, dtype=np.int64))
+    forget(weights / "evaluations", plan)
+    return written
+
+
+def print_results(path: Path) -> None:
+    """One line per evaluator of an eval record, and where the records are."""
+    record = records.read_record(path, "eval")
+    print(f"{record['run']}, {record['plan']}, {record['checkpoint']} weights:")
+    for result in record["results"]:
+        print(f"  {result['name']:<14} {100 * result['robust'] / result['n']:6.2f} %  ({result['robust']} of "
+              f"{result['n']} images)")
+    print(f"records: {portable(str(path.parent))}")

@@ -1,0 +1,161 @@
+"""The one training loop.  It knows no paper, no attack, no data set and no network.
+
+One step: before_step, objective, backward, clip, optimiser step, after_step, average.  Randomness is folded from
+(seed, purpose, step), so a run that was killed and started again ends with the same weights.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from common import checkpoint, ema
+from common.engine import Engine
+from common.files import sha256_of
+from common.journal import Journal, progress
+from common.seeds import fold
+from common.types import Batch, Objective, Schedule, StepContext
+
+
+class BatchSource(Protocol):
+    """Steps per epoch, and the batches of an epoch (0-based), the same whenever they are asked for."""
+
+    images_per_epoch: int
+
+    def __len__(self) -> int: ...
+    def epoch(self, epoch: int) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent; learning rate and momentum come from the schedule."""
+
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    clip_norm: float | None = None                                   # total L2 norm of the gradients
+    reset_each_epoch: bool = False                                   # momentum starts again from 0 every epoch
+    decays: Callable[[str, nn.Parameter], bool] = lambda name, parameter: True
+
+    def build(self, model: nn.Module) -> torch.optim.SGD:
+        """The optimiser over the parameters that ask for a gradient, in two groups: decayed or not."""
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        groups = [{"params": [p for name, p in named if self.decays(name, p)], "weight_decay": self.weight_decay},
+                  {"params": [p for name, p in named if not self.decays(name, p)], "weight_decay": 0.0}]
+        return torch.optim.SGD([group for group in groups if group["params"]], lr=1.0, nesterov=self.nesterov,
+                               momentum=0.9)
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """What training leaves: files (name -> sha256) in the weights folder, and the last line of metrics."""
+
+    epochs: int
+    steps: int
+    seconds: float
+    weights: dict[str, dict[str, str]]
+    final: dict[str, Any]
+    best: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def seeded_step(generator: torch.Generator, seed: int, step: int) -> torch.Generator:
+    """Seed the step's generator, and the global one for dropout, from (seed, step)."""
+    torch.manual_seed(fold(seed, "global", step))
+    return generator.manual_seed(fold(seed, "step", step))
+
+
+def set_hyper(optimiser: torch.optim.Optimizer, lr: float, momentum: float) -> None:
+    """Give every parameter group the schedule's values."""
+    for group in optimiser.param_groups:
+        group["lr"], group["momentum"] = lr, momentum
+
+
+def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedule: Schedule, optim: SGD, epochs: int,
+        out: Path, weights: Path, seed: int, engine: Engine, identity: str = "", average: ema.Averaging | None = None,
+        validate: Callable[[nn.Module], dict[str, float]] | None = None,
+        select: Callable[[dict[str, float]], float] | None = None, validate_first: bool = False,
+        before_step: Callable[[nn.Module, Batch, StepContext], None] | None = None,
+        after_step: Callable[[nn.Module, Batch, StepContext], None] | None = None) -> TrainRecord:
+    """Train `model` on `objective` for `epochs`; goes on from `weights`/resume.pt if that is there.
+
+    out       metrics.jsonl is written there, a line an epoch; `weights` gets last.pt, best.pt, resume.pt
+    validate  network to judge (the average if there is one, in eval mode) -> named numbers, into the metrics
+    select    those numbers -> score; the weights of the strictly highest score are kept as best.pt
+    identity  hash of the configuration; a resume file of another one is refused
+    Raises UserError where a loss is not finite (with epoch and step) or a file cannot be written.
+    """
+    engine.place(model)
+    for module in objective.modules().values():
+        engine.place(module).eval().requires_grad_(False)
+    averaged = ema.averaged_copy(model) if average else None
+    judged = averaged if averaged is not None else model
+    optimiser = optim.build(model)
+    parts = {"model": model, "optimiser": optimiser, **({"average": averaged} if averaged is not None else {})}
+    journal = Journal(out=out, weights=weights, identity=identity, parts=parts, device=engine.device)
+    resumed = journal.restore()
+    network = engine.runner(model)
+    generator = torch.Generator(engine.device)
+
+    if validate_first and validate and not resumed:
+        consider(judged, validate(judged.eval()), select, journal)
+    while journal.epoch < epochs:
+        epoch, started, logs = journal.epoch, time.perf_counter(), []
+        if optim.reset_each_epoch:
+            optimiser.state.clear()
+        label = f"epoch {epoch + 1}/{epochs}"
+        for index, batch in enumerate(progress(batches.epoch(epoch), images=batches.images_per_epoch, label=label)):
+            step = journal.step + index
+            at = epoch + index / len(batches)
+            hyper = schedule(at)
+            set_hyper(optimiser, *hyper)
+            context = StepContext(generator=seeded_step(generator, seed, step), epoch=epoch, step=step,
+                                  steps_per_epoch=len(batches), progress=at, lr=hyper.lr, average=averaged,
+                                  attacking=engine.attacking)
+            model.train()
+            if before_step:
+                before_step(network, batch, context)
+            loss, log = objective(network, batch, context)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if optim.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
+            optimiser.step()
+            if after_step:
+                after_step(network, batch, context)
+            if averaged is not None:
+                ema.update(averaged, model, average.decay(step), average.buffers)
+            logs.append({"loss": loss.detach(), **log})
+        if averaged is not None and average.buffers == "copy":
+            ema.copy_buffers(averaged, model)
+        means, train_seconds = journal.means(logs), time.perf_counter() - started
+        numbers = validate(judged.eval()) if validate else {}
+        consider(judged, numbers, select, journal)
+        journal.close_epoch(means, steps=len(logs), images=batches.images_per_epoch, train_seconds=train_seconds,
+                            lr=hyper.lr, validation=numbers)
+        journal.say(epochs)
+    return finish(journal, {"last": model, **({"average": averaged} if averaged is not None else {})}, engine)
+
+
+def consider(model: nn.Module, numbers: dict[str, float], select: Callable[[dict[str, float]], float] | None,
+             journal: Journal) -> None:
+    """Keep the weights as best.pt if their score is strictly the highest so far."""
+    if select is None or not numbers:
+        return
+    score = select(numbers)
+    if journal.best is None or score > journal.best:
+        journal.best = score
+        checkpoint.save_state(journal.weights / "best.pt", model.state_dict())
+
+
+def finish(journal: Journal, networks: dict[str, nn.Module], engine: Engine) -> TrainRecord:
+    """Write the final weights, each network under its name, and say what there is."""
+    for name, network in networks.items():
+        checkpoint.save_state(journal.weights / f"{name}.pt", network.state_dict())
+    names = [*networks, *(["best"] if journal.best is not None else [])]
+    files = {name: {"file": f"{name}.pt", "sha256": sha256_of(journal.weights / f"{name}.pt")} for name in names}
+    return TrainRecord(journal.epoch, journal.step, journal.seconds, files, journal.final, journal.best,
+                       list(engine.notes))

@@ -1,0 +1,115 @@
+"""What a training run leaves as it goes: a resume file, one line of metrics per epoch, a progress bar.
+
+Killed at any moment and started again, a run goes on from its last whole epoch.  The line of metrics is written before
+the resume file, so at worst a line stands there of an epoch that is then done again: such lines are cut off on resume.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common import checkpoint
+from common.errors import UserError
+from common.records import append_metrics, truncate_metrics
+from common.types import Batch
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Journal:
+    """The records of one run.  `parts`: whatever has a state and goes into the resume file, by name.
+
+    out      folder of metrics.jsonl
+    weights  folder of resume.pt, last.pt, best.pt
+    identity hash of the configuration; a resume file of another one is refused with a UserError
+    """
+
+    def __init__(self, *, out: Path, weights: Path, identity: str, parts: dict[str, Stateful], device: torch.device):
+        self.metrics = Path(out) / "metrics.jsonl"
+        self.weights = Path(weights)
+        self.identity = identity
+        self.parts = parts
+        self.device = device
+        self.epoch = 0           # whole epochs done
+        self.step = 0            # optimiser steps done
+        self.seconds = 0.0       # spent in training and validation so far, over all sittings
+        self.best: float | None = None
+        self.final: dict[str, Any] = {}
+        self._since = time.perf_counter()
+
+    def restore(self) -> bool:
+        """Take up the state of the last whole epoch; False if there is none."""
+        path = self.weights / "resume.pt"
+        if not path.exists():
+            truncate_metrics(self.metrics, 0)
+            return False
+        state = checkpoint.load_tree(path, self.device)
+        if state.get("identity") != self.identity:
+            raise UserError(f"{path} belongs to another configuration: give this run another name (--run), "
+                            "or move the old folder away")
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.best, self.final = state["best"], state["final"]
+        truncate_metrics(self.metrics, self.epoch)
+        return True
+
+    def close_epoch(self, means: dict[str, float], *, steps: int, images: int, train_seconds: float, lr: float,
+                    validation: dict[str, float]) -> None:
+        """Write an epoch's line of metrics and the resume file.  train_seconds: without validation."""
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        self.seconds += seconds
+        self.epoch += 1
+        self.step += steps
+        self.final = {"epoch": self.epoch, "step": self.step, "lr": lr, **means, "seconds": round(seconds, 3),
+                      "images_per_second": round(images / max(train_seconds, 1e-9), 1), **validation}
+        append_metrics(self.metrics, self.final)
+        checkpoint.save_tree(self.weights / "resume.pt", {
+            "identity": self.identity, "epoch": self.epoch, "step": self.step, "seconds": self.seconds,
+            "best": self.best, "final": self.final,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()}})
+
+    def say(self, epochs: int) -> None:
+        """One line on the epoch just closed, with the time left."""
+        left = self.seconds / self.epoch * (epochs - self.epoch)
+        shown = {"loss": "loss {:.3f}", "test_clean_accuracy": "clean {:.1%}", "test_pgd_accuracy": "PGD {:.1%}",
+                 "images_per_second": "{:.0f} img/s"}
+        numbers = ", ".join(form.format(self.final[key]) for key, form in shown.items() if key in self.final)
+        tqdm.write(f"epoch {self.epoch}/{epochs}: {numbers}, {left / 60:.1f} min left")
+
+    def means(self, logs: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Means over the steps of an epoch that logged a name: one fetch from the device.
+
+        Raises UserError at the first number that is not finite; the files of the epoch before are kept.
+        """
+        means = {}
+        for name in dict.fromkeys(name for row in logs for name in row):
+            steps = [step for step, row in enumerate(logs) if name in row]
+            values = torch.stack([logs[step][name].float() for step in steps]).tolist()
+            broken = next((step for step, value in zip(steps, values, strict=True) if not math.isfinite(value)), None)
+            if broken is not None:
+                raise UserError(
+                    f"{name} is {values[steps.index(broken)]} in epoch {self.epoch + 1}, step {broken + 1} of "
+                    f"{len(logs)} (step {self.step + broken + 1} of the run): training stops. The state after epoch "
+                    f"{self.epoch} is kept in {self.weights}. Try a lower learning rate, or --precision fp32")
+            means[name] = math.fsum(values) / len(values)
+        return means
+
+
+def progress(batches: Iterable[Batch], *, images: int, label: str) -> Iterator[Batch]:
+    """Go through the batches of an epoch with a bar that shows images per second and the time left."""
+    with tqdm(total=images, desc=label, unit="img", unit_scale=True, leave=False, mininterval=0.5, dynamic_ncols=True,
+              disable=None) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch.y))

@@ -1,0 +1,97 @@
+"""Statistics of counts and of per-image flags.  Accuracies are fractions in [0, 1]; nothing here draws or prints."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, stdev
+
+import numpy as np
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a binomial proportion (Wilson, JASA 22, 1927): (low, high) in [0, 1].
+
+    successes of n trials, 0 <= successes <= n, n >= 1; else ValueError.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} trials")
+    z = _z(confidence)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # Rounding must not put the bound of 0 or n successes beyond the proportion itself.
+    return min(max(0.0, centre - half), p), max(min(1.0, centre + half), p)
+
+
+def _z(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence {confidence} is not between 0 and 1")
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (S - 1) over S seeds; the latter is None for one seed."""
+    return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def nrr(clean: float, robust: float) -> float:
+    """Natural-robustness ratio 2ab/(a+b), the harmonic mean of clean and robust accuracy; 0 if both are 0."""
+    return 2 * clean * robust / (clean + robust) if clean + robust > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two classifiers judged on the same images.  Counts of images that ..."""
+
+    both: int         # ... both get right
+    only_a: int
+    only_b: int
+    neither: int
+
+    @property
+    def n(self) -> int:
+        return self.both + self.only_a + self.only_b + self.neither
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of a minus accuracy of b, in [-1, 1]."""
+        return (self.only_a - self.only_b) / self.n
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> Paired:
+    """Cross-table of two bool arrays (n,) of the same images; ValueError if they differ in shape or are empty."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.dtype != np.bool_ or b.dtype != np.bool_ or a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"flags must be two bool arrays of one length: {a.dtype} {a.shape}, {b.dtype} {b.shape}")
+    return Paired(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()))
+
+
+def mcnemar(table: Paired) -> float:
+    """Two-sided p of McNemar's exact test that a and b are right equally often (binomial over discordant images)."""
+    discordant = table.only_a + table.only_b
+    term = tail = 1                                         # C(discordant, 0)
+    for k in range(min(table.only_a, table.only_b)):
+        term = term * (discordant - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**discordant)               # whole numbers to the end: exact for any n
+
+
+def newcombe(table: Paired, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval (low, high) of `table.difference`: method 10 of Newcombe, Statistics in Medicine 17 (1998) 2635.
+
+    It squares and adds the Wilson limits of both accuracies, with their correlation (continuity corrected).
+    """
+    n = table.n
+    right_a, right_b = table.both + table.only_a, table.both + table.only_b
+    low_a, high_a = wilson(right_a, n, confidence)
+    low_b, high_b = wilson(right_b, n, confidence)
+    a, b = right_a / n, right_b / n
+    cross = table.both * table.neither - table.only_a * table.only_b
+    if cross > 0:
+        cross = max(cross - n / 2, 0)
+    margins = right_a * (n - right_a) * right_b * (n - right_b)
+    phi = cross / math.sqrt(margins) if margins else 0.0
+    down = (a - low_a) ** 2 - 2 * phi * (a - low_a) * (high_b - b) + (high_b - b) ** 2
+    up = (b - low_b) ** 2 - 2 * phi * (b - low_b) * (high_a - a) + (high_a - a) ** 2
+    return (max(-1.0, table.difference - math.sqrt(max(0.0, down))),
+            min(1.0, table.difference + math.sqrt(max(0.0, up))))

@@ -1,0 +1,54 @@
+"""Evaluate a finished run, by a plan of its paper.
+
+python -m scripts.evaluate results/adarat/cifar10/RUN --plan PLAN
+The plan's names are the paper's (adarat: paper-adarat, paper-adarat-N, paper-adarat-N-M).  Needs the run's weights.
+"""
+
+import importlib
+from pathlib import Path
+
+from common.environment import ROOT
+from common.errors import UserError, exit_cleanly
+from common.flags import Parser, count
+from common.records import read_record
+
+ALIKE = "the data set that the run was trained on"
+
+
+def parser() -> Parser:
+    """The command's flags."""
+    parse = Parser(prog="python -m scripts.evaluate", description=__doc__.splitlines()[0])
+    parse.add_argument("folder", type=Path, help="results/<paper>/<dataset>/<run>")
+    parse.add_argument("--plan", required=True, help="what to measure")
+    parse.add_argument("--checkpoint", default="last", help="last, best, average, ...")
+    parse.add_argument("--data", default=None, help=f"as in training (default: {ALIKE})")
+    parse.add_argument("--data_dir", "--data-dir", default=None, help="where data sets lie")
+    parse.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parse.add_argument("--batch_size", type=count, default=None, help="images per pass; changes no verdict")
+    parse.add_argument("--weights", type=Path, default=ROOT / "weights", help="folder of the weights")
+    parse.add_argument("--spec", default=None, help="hash that make compares to see whether this is up to date")
+    return parse
+
+
+def main() -> None:
+    """Run the command."""
+    args = parser().parse_args()
+    run = read_record(args.folder / "run.json", "run")
+    plan = importlib.import_module(f"{run['paper']}.runs").plan_of_run(args.plan, run)
+
+    # torch comes only once the words are known to be right
+    from common.engine import Engine
+    from common.experiment import judge, load_data, print_results
+    data = load_data(args.data or run["dataset"], args.data_dir)
+    found = data.describe()
+    if found["test_fingerprint"] != run["data"]["test_fingerprint"]:
+        raise UserError(f"{found['source']} is not {ALIKE} ({run['data']['source']}): its test images have another "
+                        "fingerprint; name the right one with --data")
+    path = judge(folder=args.folder, weights=args.weights / run["paper"] / run["dataset"] / run["run"], plan=plan,
+                 test=data.test, data=found, engine=Engine.choose(args.device, "fp32"), checkpoint=args.checkpoint,
+                 seed=run["seed"], spec=args.spec, batch_size=args.batch_size)
+    print_results(path)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

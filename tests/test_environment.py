@@ -1,0 +1,184 @@
+"""The ways to set up agree, and the Makefile does what it says."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from common.environment import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "requirements.lock").read_text()
+CONDA = (ROOT / "environment.yml").read_text()
+PYTHONS = ("3.11", "3.12", "3.13")
+SYSTEMS = {"linux": "Linux", "darwin": "Darwin", "win32": "Windows"}
+
+
+def wanted() -> list[Requirement]:
+    return [Requirement(line) for line in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"])]
+
+
+def locked(python: str, system: str) -> dict[str, str]:
+    """Name -> version that the lock gives a machine; two versions of one package fail."""
+    machine = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": system,
+               "platform_system": SYSTEMS[system]}
+    found: dict[str, str] = {}
+    for line in LOCK.splitlines():
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate(machine):
+            pin, = requirement.specifier
+            assert canonicalize_name(requirement.name) not in found, f"{requirement.name} is locked twice"
+            assert pin.operator == "=="
+            found[canonicalize_name(requirement.name)] = pin.version
+    return found
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_requirement_is_locked_at_a_version_that_its_bound_admits(python, system):
+    versions = locked(python, system)
+    for requirement in wanted():
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement.name
+
+
+def test_the_lock_has_exact_versions_and_no_hosts():
+    for line in LOCK.splitlines():
+        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.]*( ; [a-z_]+ [<>=]+ '[a-z0-9.]+')?", line), line
+    assert len(set(LOCK.splitlines())) == len(LOCK.splitlines()) > 30
+
+
+@pytest.mark.parametrize("text", [LOCK, CONDA, (ROOT / "pyproject.toml").read_text(), (ROOT / "Makefile").read_text(),
+                                  (ROOT / ".ci" / "run").read_text()])
+def test_no_file_of_the_setup_names_a_host(text):
+    assert "://" not in text and not re.search(r"\b[a-z0-9-]+\.(org|com|io|net|dev)\b", text)
+    assert not re.search(r"--(extra-)?index-url|--find-links", text)
+
+
+def test_torch_is_not_the_version_that_breaks():
+    assert all(locked(python, system)["torch"] != "2.13.0" for python in PYTHONS for system in SYSTEMS)
+
+
+def test_conda_uses_the_lock_and_a_python_of_the_project():
+    python, = re.findall(r"^  - python=([0-9.]+)$", CONDA, re.MULTILINE)
+    assert SpecifierSet(PROJECT["requires-python"]).contains(f"{python}.0")
+    assert re.search(r"^  - pip:\n      - -r requirements\.lock$", CONDA, re.MULTILINE)
+    assert re.findall(r"^name: (.+)$", CONDA, re.MULTILINE) == [PROJECT["name"]]
+
+
+def test_every_supported_python_is_tried_by_the_makefile():
+    text = (ROOT / "Makefile").read_text()
+    for minor in range(0, 30):
+        supported = SpecifierSet(PROJECT["requires-python"]).contains(f"3.{minor}.0")
+        assert (f"python3.{minor} " in text) == supported
+
+
+# -- Makefile --------------------------------------------------------------------------------------------------------
+
+def make(folder, *words, check=True, **variables):
+    given = {key: value for key, value in os.environ.items()
+             if not key.startswith(("MAKE", "MFLAGS", "OMP_", "PIP_", "UV_"))}
+    done = subprocess.run(("make", *words), cwd=folder, capture_output=True, text=True, env=given | variables,
+                          timeout=60)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def phony() -> list[str]:
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    return [word for line in re.findall(r"^\.PHONY:(.*)$", text, re.MULTILINE) for word in line.split()]
+
+
+def test_help_lists_every_target_with_a_line():
+    listed = dict(re.findall(r"^  ([a-z0-9-]+) {2,}(\S.*)$", make(ROOT, "help").stdout, re.MULTILINE))
+    assert set(phony()) == set(listed) and len(phony()) >= 12
+    assert make(ROOT).stdout == make(ROOT, "help").stdout
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The Makefile and a lock, with pythons that write down how they are called instead of working."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.lock").write_text("x==1\n")
+    fake = tmp_path / "python-fake"
+    fake.write_text(f"""#!/bin/sh
+case "$1 $2" in
+  "-c "*) exec {sys.executable} "$@" ;;
+  "-m venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  "-m pip") if [ "$3" = config ]; then exit 1; fi ;;
+esac
+echo "$OMP_NUM_THREADS $OMP_WAIT_POLICY $*" >> "{tmp_path}/log"
+if [ -n "$BREAK" ]; then case "$*" in *"$BREAK"*) exit 1 ;; esac; fi
+""")
+    fake.chmod(0o755)
+    return tmp_path
+
+
+def log(project) -> list[str]:
+    path = project / "log"
+    lines = [line.strip() for line in path.read_text().splitlines()] if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def test_setup_installs_once_and_again_when_the_lock_changes(project):
+    make(project, "setup", "PYTHON3=./python-fake")
+    lines = log(project)
+    assert lines[0] == "-m venv --clear .venv" and lines[1].endswith("uv")
+    assert lines[2] == "-m uv pip install --quiet --python .venv/bin/python -r requirements.lock" and len(lines) == 3
+    make(project, "setup", "PYTHON3=./python-fake")
+    assert log(project) == []
+    (project / "requirements.lock").write_text("x==2\n")
+    make(project, "setup")
+    assert len(lines := log(project)) == 2 and "venv" not in lines[0]
+    assert len(list((project / ".venv").glob(".ready-*"))) == 1
+
+
+@pytest.mark.parametrize("broken", ["--quiet --disable-pip-version-check uv", "-m uv"])
+def test_setup_falls_back_to_plain_pip(project, broken):
+    make(project, "setup", "PYTHON3=./python-fake", BREAK=broken)
+    assert log(project)[-1] == "-m pip install --quiet --disable-pip-version-check -r requirements.lock"
+
+
+def test_a_setup_that_fails_says_so_and_is_not_taken_for_done(project):
+    done = make(project, "setup", "PYTHON3=./python-fake", check=False, BREAK="requirements.lock")
+    assert done.returncode == 2 and "error: requirements.lock could not be installed" in done.stderr
+    assert not list((project / ".venv").glob(".ready-*"))
+
+
+def test_no_python_is_one_clear_line(project):
+    done = make(project, "setup", "PYTHON3=./none", check=False)
+    assert done.returncode == 2 and "error: no Python 3.11, 3.12 or 3.13 found" in done.stderr
+    assert not (project / ".venv").exists()
+
+
+def test_setup_0_installs_nothing_and_tests_run_on_one_thread(project):
+    make(project, "test", "PYTHON=./python-fake", "SETUP=0")
+    assert log(project) == ["1 PASSIVE -m ruff check .", "1 PASSIVE -m pytest -m not slow"]
+    make(project, "test-all", "PYTHON=./python-fake", "SETUP=0")
+    assert log(project)[1:] == ["1 PASSIVE -m pytest -m not slow", "1 PASSIVE -m pytest -m slow"]
+    make(project, "quick", "PYTHON=./python-fake", "SETUP=0")
+    assert log(project) == ["1 PASSIVE -m scripts.quick"]
+    assert not (project / ".venv").exists()
+
+
+def test_reproductions_use_every_thread(project):
+    (project / "build").mkdir()
+    (project / "build" / "rules-adarat-cifar10.mk").write_text("all:\n\t$(PYTHON) train\n")
+    make(project, "reproduce-adarat-cifar10", "PYTHON=./python-fake", "SETUP=0", "SEEDS=1 2")
+    planned, trained = log(project)
+    assert planned == ("-m scripts.make_rules adarat cifar10 --budget  --seeds 1 2 --methods  --data  --data-dir  "
+                       "--device")
+    assert trained == "train"
+
+
+def test_ci_runs_the_fast_and_the_slow_tests():
+    text = (ROOT / ".ci" / "run").read_text()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK) and "set -euo pipefail" in text
+    assert re.findall(r"^make (.*)$", text, re.MULTILINE) == ["test", "test-slow"]
