@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from adarat.settings import VARIANTS
+from adarat.settings import METHODS, VARIANTS
 from common import plots
 from common.records import RunRecord, read_runs
 from common.report import cell, group
@@ -34,7 +34,7 @@ def draw(results: Path, out: Path, *, dataset: str | None = None, budget: str | 
     written = []
     for data, cost in sorted({(run.run["dataset"], run.run["budget"]) for run in runs}):
         mine = [run for run in runs if (run.run["dataset"], run.run["budget"]) == (data, cost)]
-        methods = sorted({run.run["method"] for run in mine})
+        methods = [method for method in METHODS if any(run.run["method"] == method for run in mine)]
         grouped = {(method, variant): found for method in methods for variant in VARIANTS
                    if (found := group(mine, method, variant))}
         stem, title = Path(out) / "figures" / f"adarat-{data}-{cost}", f"{data}, budget {cost}"

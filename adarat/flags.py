@@ -6,7 +6,7 @@ from typing import Any
 
 from adarat.settings import METHODS, QUIRKS, Settings, defaults
 from common.errors import UserError, exit_cleanly
-from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, number, positive, radius
+from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, name, number, positive, radius
 
 ORIGINAL_DATA = "../../data"              # the released default; here it means the repository's data/
 
@@ -36,6 +36,9 @@ def parser(method: str, dataset: str) -> argparse.ArgumentParser:
     parse.add_argument("--scale_schedule", type=boolean, default=False,
                        help="ours: scale every epoch of the schedules (lr 60/90/110, FAT 50/90, DAT and IAD 60, "
                             "Generalist 75) by --epoch/120")
+    parse.add_argument("--limits_from", type=name, default=None, metavar="RUN",
+                       help="ours: take --up_lim and --down_lim from this finished run's clean training loss, by the "
+                            "rule of adarat/limits.py")
     parse.add_argument("--augment", type=boolean, default=True, help="ours: random crop (padding 4) and flip")
     return parse
 

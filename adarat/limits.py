@@ -4,9 +4,9 @@
 
 What stands behind `--` goes to the train script.  The base method is trained first, on 80% of the training images.  Its
 clean training loss c tells what the network reaches: a candidate puts the gate (0.7*ceiling) where c stands after a
-part of the training, and the floor at a share of the last c.  Each candidate is trained with AdaRAT; the one with the highest mean of clean and PGD accuracy on the
-held-out 20% is taken, among those whose barrier is at work (open gate, B > 0) in the last third of training.  The test
-images are not looked at.
+part of the training, and the floor at a share of the last c.  Each candidate is trained with AdaRAT; the one with the
+highest mean of clean and PGD accuracy on the held-out 20% is taken, among those whose barrier is at work (open gate,
+B > 0) in the last third of training.  The test images are not looked at.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.environment import ROOT, relative_command
+from common.environment import ROOT, portable, relative_command
 from common.errors import UserError, exit_cleanly
 from common.files import write_json
 from common.flags import Parser, count
@@ -30,6 +30,15 @@ def candidate(curve: list[float], gate_at: float, floor_share: float) -> tuple[f
     """(up_lim, down_lim), to two digits, from the base run's clean training loss by epoch."""
     gate = curve[max(0, round(gate_at * len(curve)) - 1)]
     return float(f"{gate / GATE:.2g}"), float(f"{floor_share * curve[-1]:.2g}")
+
+
+def from_base_run(folder: Path) -> tuple[float, float]:
+    """(up_lim, down_lim) of the first candidate, from a base run's metrics; UserError if there are none."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    if not rows or not (folder / "train.json").exists():
+        raise UserError(f"--limits_from {folder.name}: {portable(str(folder))} holds no finished run; train the base "
+                        "method first, or give --up_lim and --down_lim")
+    return candidate([row["clean_loss"] for row in rows], *CANDIDATES[0])
 
 
 def score(rows: list[dict[str, Any]]) -> dict[str, float]:

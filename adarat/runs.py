@@ -28,23 +28,36 @@ class Budget:
     n_epoch_test: int | None = None
     n_test: int | None = None
     n_autoattack: int | None = None
+    methods: tuple[str, ...] = METHODS         # unless METHODS= names some
+    variants: tuple[str, ...] = VARIANTS
     more: tuple[str, ...] = ()
+    # Floor and ceiling of AdaRAT: the released ones (None), given ones (ceiling, floor), or "base": by the rule of
+    # adarat/limits.py from the base run's clean training loss, where the network never comes near the released ones.
+    limits: tuple[str, str] | str | None = None
     gflop: float | None = None                 # of a forward and backward pass of one image, where not the paper's
 
 
 BUDGETS = {
+    "quick": Budget("scikit-learn's digits, a small network, 20 epochs, eps 0.1; floor and ceiling chosen on 20% of "
+                    "the training digits (results/adarat/limits-digits-quick.json)",
+                    epochs=20, n_autoattack=200, methods=("PGD-AT",), variants=("plain", "adarat"),
+                    limits=("1.0", "0.1"), gflop=0.002,
+                    more=("--model", "small", "--augment", "False", "--precision", "fp32", "--epsilon", "0.1",
+                          "--step_size", "0.025")),
     "smoke": Budget("the digits (or 320 images of DATA), a small network, 2 epochs: shows that all parts work",
-                    epochs=2, n_train=320, n_epoch_test=100, n_test=100, n_autoattack=20, gflop=0.002,
+                    epochs=2, n_train=320, n_epoch_test=100, n_test=100, n_autoattack=20, gflop=0.002, limits="base",
                     more=("--model", "small", "--augment", "False", "--precision", "fp32")),
-    "short": Budget("5,000 images, ResNet-18 of width 16 (CIFAR-100 too), 10 epochs, schedule scaled: a CPU's evening",
-                    seeds=(1, 2, 3), epochs=10, n_train=5000, width=16, n_epoch_test=500, n_test=1000,
-                    n_autoattack=200, more=("--model", "resnet18"), gflop=0.22),
+    "short": Budget("5,000 images, ResNet-18 of width 16 (CIFAR-100 too), 10 epochs, schedule scaled, floor and "
+                    "ceiling by the base run's clean training loss: a CPU's evening; PGD-AT unless METHODS says more",
+                    seeds=(1, 2, 3), methods=("PGD-AT",), epochs=10, n_train=5000, width=16, n_epoch_test=500,
+                    n_test=1000, n_autoattack=200, more=("--model", "resnet18"), limits="base", gflop=0.22),
     "gpu": Budget("all images, the paper's network, 30 epochs, schedule scaled; AutoAttack on 1,000 images",
                   epochs=30, n_epoch_test=1000, n_autoattack=1000),
     "full": Budget("the paper's protocol"),
 }
 GFLOP = {"cifar10": 3.3, "cifar100": 31.0}     # forward and backward of one image: ResNet-18, WRN-34-10
-DATA_SIZE = {"cifar10": 50_000, "cifar100": 50_000}
+DATA_SIZE = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1_397}
+TEST_SIZE = {"cifar10": 10_000, "cifar100": 10_000, "digits": 400}
 # Forward-and-backward passes per image: attack steps, then the passes of the loss.
 PASSES = {"ST": 1.0, "PGD-AT": 9.0, "FAT": 9.0, "DAT": 10.0, "TRADES": 10.0, "KD-AT": 10.0, "IAD": 10.0,
           "Generalist": 10.0}
@@ -61,7 +74,7 @@ def default_plan(method: str) -> str:
     return "paper-adarat"
 
 
-def plan_named(name: str, settings: Settings, classes: int = 10) -> Plan:
+def plan_named(name: str, settings: Settings) -> Plan:
     """The final test: clean, FGSM, PGD-10, PGD-20, PGD-50, CW-20, AutoAttack on all test images.
 
     `paper-adarat-N` uses the first N images, `paper-adarat-N-M` the first M of them for AutoAttack.  epsilon and step
@@ -92,20 +105,21 @@ def plan_of_run(name: str, run: Mapping[str, Any]) -> Plan:
     """The plan `name` for a run, given its run.json."""
     known = {key: value for key, value in run["config"].items() if key in Settings.__dataclass_fields__}
     known |= {"quirks": tuple(run["quirks"]), "model": run["model"]["name"]}
-    return plan_named(name, Settings(**known), run["data"]["classes"])
+    return plan_named(name, Settings(**known))
 
 
 def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, methods: tuple[str, ...] | None = None,
          data: str | None = None, data_dir: str | None = None, device: str | None = None) -> list[Run]:
     """The runs of `make reproduce-adarat-DATASET`, teachers first; see `common.runs`."""
-    if dataset not in DATASETS:
-        raise UserError(f"AdaRAT has no data set {dataset!r}: there are {', '.join(DATASETS)}")
-    chosen = tuple(method_named(word) for word in methods) if methods else METHODS
+    if (budget, dataset) != ("quick", "digits") and (budget == "quick" or dataset not in DATASETS):
+        raise UserError(f"AdaRAT has no data set {dataset!r} at budget {budget}: there are {', '.join(DATASETS)}, "
+                        "and digits at budget quick")
     shape = BUDGETS[budget]
+    chosen = tuple(method_named(word) for word in methods) if methods else shape.methods
     found: list[Run] = []
     for seed in seeds or shape.seeds:
         wanted = [(method, variant) for method in METHODS if method in chosen
-                  for variant in (VARIANTS[:1] if method == "ST" else VARIANTS)]
+                  for variant in (VARIANTS[:1] if method == "ST" else shape.variants)]
         if {"KD-AT", "IAD"} & set(chosen):
             wanted = [*(teacher for teacher in reversed(TEACHERS) if teacher not in wanted), *wanted]
         found += [one_run(method, variant, dataset, budget, shape, seed, data, data_dir, device)
@@ -122,28 +136,33 @@ def one_run(method: str, variant: str, dataset: str, budget: str, shape: Budget,
         argv += ["--scale_schedule", "True"]
     for flag, value in (("--n_train", shape.n_train), ("--width", shape.width), ("--n_epoch_test", shape.n_epoch_test)):
         argv += [flag, str(value)] if value is not None else []
-    argv += [*shape.more, *LIMITS.get((budget, variant, method), ()), "--final_test", "False"]
+    base = run_name(method, "plain", budget, seed)
+    if variant == "adarat" and shape.limits == "base":
+        argv += ["--limits_from", base]
+    elif variant == "adarat" and shape.limits is not None:
+        argv += ["--up_lim", shape.limits[0], "--down_lim", shape.limits[1]]
+    argv += [*shape.more, "--final_test", "False"]
     where = ["--dataset_name", dataset]
-    for flag, value in (("--data", data or ("digits" if budget == "smoke" else None)), ("--data_dir", data_dir),
+    digits = "digits" if budget in ("quick", "smoke") else None
+    for flag, value in (("--data", data or digits), ("--data_dir", data_dir),
                         ("--device", device)):
         where += [flag, value] if value else []
     images = (shape.n_train or DATA_SIZE[dataset]) * shape.epochs
+    script = f"adarat/train/{SCRIPT_FOLDERS[method]}/train_{'cifar10' if dataset == 'digits' else dataset}.py"
     gflop = shape.gflop or GFLOP[dataset]
     plan = "-".join(["paper-adarat", *(str(n) for n in (shape.n_test, shape.n_autoattack) if n is not None)])
     if shape.n_test is None and shape.n_autoattack is not None:
-        plan = f"paper-adarat-10000-{shape.n_autoattack}"
-    tested, attacked = shape.n_test or 10_000, shape.n_autoattack or 10_000
+        plan = f"paper-adarat-{TEST_SIZE[dataset]}-{shape.n_autoattack}"
+    tested, attacked = shape.n_test or TEST_SIZE[dataset], shape.n_autoattack or TEST_SIZE[dataset]
     judgement = Judgement(plan=plan, place=tuple(where[2:]),
                           cost=Cost(images=1, passes=60.0 * tested + 1500.0 * attacked, gflop=gflop))
-    needs = tuple(run_name(*teacher, budget, seed) for teacher in TEACHERS) if method in ("KD-AT", "IAD") else ()
+    needs = [run_name(*teacher, budget, seed) for teacher in TEACHERS] if method in ("KD-AT", "IAD") else []
+    if "--limits_from" in argv:
+        needs.append(base)
     return Run(name=run_name(method, variant, budget, seed), method=method, variant=variant, budget=budget, seed=seed,
-               script=f"adarat/train/{SCRIPT_FOLDERS[method]}/train_{dataset}.py", argv=tuple(argv),
-               place=tuple(where), needs=needs, plans=() if method == "ST" else (judgement,),
+               script=script, argv=tuple(argv),
+               place=tuple(where), needs=tuple(needs), plans=() if method == "ST" else (judgement,),
                cost=Cost(images=images, passes=PASSES[method], gflop=gflop))
-
-
-# Where a budget's network stays above the released ceilings, floor and ceiling of its own (see adarat/README.md).
-LIMITS: dict[tuple[str, str, str], tuple[str, ...]] = {}
 
 
 def method_named(word: str) -> str:
@@ -155,13 +174,21 @@ def method_named(word: str) -> str:
     return plain[name]
 
 
+# Other names of the base methods in the list of reported numbers.
+REPORTED_AS = {"ST": (("Standard training", "*"),), "PGD-AT": (("PGD-AT (7 runs)", "*"), ("AT", "*")),
+               "TRADES": (("TRADES(6)", "*"), ("TRADES (7 runs)", "*")), "FAT": (("FAT-AT", "*"),),
+               "Generalist": (("Generalist-D (NT+Linf)", "*"),)}
+
 TABLE = Table(
     title="AdaRAT",
     rows=tuple(Row(method=method, variant=variant, label=LABELS[variant].format(method),
-                   reported=((method, variant),) if variant == "plain" else ())
+                   reported=((method, "*"), *REPORTED_AS.get(method, ())) if variant == "plain" else ())
                for method in METHODS for variant in (VARIANTS[:1] if method == "ST" else VARIANTS)),
-    columns=tuple(Column(evaluator=name, title=name if name != "clean" else "clean") for name in
-                  ("clean", "FGSM", "PGD-10", "PGD-20", "PGD-50", "CW-20", "AutoAttack")),
+    columns=tuple(Column(evaluator=name, title=name, reported=reported) for name, reported in (
+        ("clean", ("clean",)), ("FGSM", ("FGSM",)), ("PGD-10", ("robust acc (PGD-10 in code)",)),
+        ("PGD-20", ("PGD-20",)), ("PGD-50", ()), ("CW-20", ()), ("AutoAttack", ("AA",)))),
+    reported_datasets={"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"},
+    reported_models={"cifar10": ("ResNet-18", "ResNet-18 (BasicBlock)"), "cifar100": ("WideResNet-34-10",)},
     compare=(("adarat", "plain"), ("fixrat", "plain"), ("adarat", "fixrat")),
     reported_file="adarat", reported_paper="AdaRAT",
     budget_notes={name: budget.about for name, budget in BUDGETS.items()})

@@ -60,6 +60,7 @@ class Settings:
     n_epoch_test: int | None = None
     hold_out: float = 0.0
     scale_schedule: bool = False
+    limits_from: str | None = None
     precision: str = "auto"
 
     @property
@@ -79,7 +80,9 @@ class Settings:
 
     def at(self, epoch: float) -> int:
         """An epoch of the paper's 120, scaled to this run's length if the schedule is scaled."""
-        return max(1, round(epoch * self.epoch / PAPER_EPOCHS)) if self.scale_schedule else int(epoch)
+        if not self.scale_schedule or epoch <= 0:
+            return int(epoch)
+        return max(1, round(epoch * self.epoch / PAPER_EPOCHS))
 
     def config(self) -> dict[str, Any]:
         """All of it, JSON-able."""
@@ -89,10 +92,10 @@ class Settings:
 def defaults(method: str, dataset: str, quirks: tuple[str, ...] = ()) -> dict[str, Any]:
     """The released code's defaults of a method on cifar10 or cifar100, by the names of `Settings`."""
     second = dataset == "cifar100"
-    up_lim, down_lim = LIMITS.get(method, ((1.1, 0.4), (1.5, 0.7)))[second]
-    found: dict[str, Any] = {
-        "beta": BETA.get(method, (0.04, 0.05))[second], "up_lim": up_lim, "down_lim": down_lim,
-        "model": "wrn-34-10" if second else "resnet18"}
+    found: dict[str, Any] = {"model": "wrn-34-10" if second else "resnet18"}
+    if method != "ST":
+        up_lim, down_lim = LIMITS.get(method, ((1.1, 0.4), (1.5, 0.7)))[second]
+        found |= {"beta": BETA.get(method, (0.04, 0.05))[second], "up_lim": up_lim, "down_lim": down_lim}
     if method == "Generalist" and not second:
         found |= {"epsilon": 0.031, "step_size": 0.007}
     if method == "IAD" and second and "iad-steps" in quirks:

@@ -1,6 +1,7 @@
 """One training run of AdaRAT's repository: settings in, records and weights out."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from adarat import settings as released
 from adarat.attacks import DynamicPGD, FriendlyPGD
 from adarat.generalist import Plan as GeneralistPlan
 from adarat.generalist import Quintet, fit_generalist
+from adarat.limits import from_base_run
 from adarat.method import AdversarialTraining, Distillation, Ratio, StandardTraining
 from adarat.runs import default_plan, plan_named, run_name
 from adarat.settings import Settings
@@ -21,6 +23,9 @@ from common.data import Batches, DataSet
 from common.engine import Engine
 from common.environment import portable
 from common.errors import UserError
+from common.evaluation import Plan
+from common.evaluation.harness import image_count, preflight
+from common.evaluation.judging import judged
 from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, dataset_name, judge, load_data, print_results
 from common.files import sha256_of
 from common.fit import SGD, TrainRecord, fit
@@ -41,30 +46,41 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
     name = args.run or run_name(settings.method, settings.variant, budget, settings.seed) + ablation(args)
     roots = {"results": Path(args.results) if args.results else RESULTS,
              "weights_root": Path(args.weights) if args.weights else WEIGHTS}
+    if settings.limits_from and settings.variant == "adarat":
+        up_lim, down_lim = from_base_run(roots["results"] / "adarat" / folder / settings.limits_from)
+        settings = replace(settings, up_lim=up_lim, down_lim=down_lim)
     model = describe_network(settings, data)
     teachers, needs = find_teachers(settings, args, budget, roots["weights_root"] / "adarat" / folder)
+    plan = None
+    if args.final_test and settings.method != "ST":
+        plan = plan_named(args.plan or default_plan(settings.method), settings)
     described = data.describe()
     config = {**settings.config(), "precision": engine.precision, "model": model,
               "data": {key: described[key] for key in ("train_fingerprint", "test_fingerprint", "n_train")}}
+    if teachers:
+        config["teachers"] = {role: sha256_of(path) for role, path in teachers.items()}
     experiment = Experiment(paper="adarat", dataset=folder, run=name, method=settings.method, variant=settings.variant,
                             budget=budget, seed=settings.seed, config=config, data=described, quirks=settings.quirks,
                             needs=needs, spec=args.spec, **roots)
     experiment.check_free()
     data = data.to(engine.device)
     if experiment.finished():
+        experiment.adopt()
         print(f"{name} is already trained")
     elif getattr(args, "resume", False):
         raise UserError(f"--resume True tests saved weights, but {name} is not trained to its end: leave the flag out")
     else:
         torch.manual_seed(fold(settings.seed, "init"))
         network = build_network(model)
+        taught_by = load_teachers(teachers, model, engine)
+        if plan is not None:
+            check_plan(plan, network, data)
         experiment.open(network)
         print(f"{name}: {settings.method} ({settings.variant}) on {described['source']}, {model['name']}, "
               f"{settings.epoch} epochs, {engine.precision} on {engine.describe()['device_name']}")
-        trained = run_training(settings, experiment, network, data, engine, load_teachers(teachers, model, engine))
+        trained = run_training(settings, experiment, network, data, engine, taught_by)
         experiment.close(trained, engine, selected_on=None)
-    if args.final_test and settings.method != "ST":
-        plan = plan_named(args.plan or default_plan(settings.method), settings, data.classes)
+    if plan is not None:
         path = judge(folder=experiment.folder, weights=experiment.weights, plan=plan, test=data.test, data=described,
                      engine=engine, seed=settings.seed)
         print_results(path)
@@ -135,8 +151,7 @@ def validate_generalist(five: Quintet, validation: Validation, settings: Setting
 
 def test_crop(settings: Settings) -> bool:
     """Whether the quirk of randomly cropped test images applies."""
-    return ("test-crop" in settings.quirks and settings.dataset == "cifar10" and settings.method != "Generalist"
-            and settings.crop > 0)
+    return "test-crop" in settings.quirks and settings.dataset == "cifar10" and settings.method != "Generalist"
 
 
 def describe_network(settings: Settings, data: DataSet) -> dict[str, Any]:
@@ -153,6 +168,14 @@ def check_classes(args: argparse.Namespace, data: DataSet) -> None:
     """UserError where --class_num contradicts the data."""
     if getattr(args, "class_num", None) not in (None, data.classes):
         raise UserError(f"--class_num {args.class_num} does not fit {data.name}, which has {data.classes} classes")
+
+
+def check_plan(plan: Plan, network: nn.Module, data: DataSet) -> None:
+    """Raise, before anything is trained, the UserErrors that the final test would end in."""
+    for evaluator in plan.evaluators:
+        image_count(evaluator, data.test)
+    with judged(network, torch.device("cpu")) as plain:
+        preflight(plain, data.test, plan, torch.device("cpu"))
 
 
 def original_path(args: argparse.Namespace) -> str | None:
@@ -185,6 +208,8 @@ def find_teachers(settings: Settings, args: argparse.Namespace, budget: str, wei
         given = getattr(args, flag)
         run = run_name(method, "plain", budget, settings.seed) if given == default else given
         candidates = [Path(given), weights / run / "last.pt"]
+        if given == default and budget == "custom":      # the released teacher also teaches under other settings
+            candidates.append(weights / run_name(method, "plain", "full", settings.seed) / "last.pt")
         found = next((path for path in candidates if path.is_file()), None)
         if found is None:
             raise UserError(
@@ -192,7 +217,8 @@ def find_teachers(settings: Settings, args: argparse.Namespace, budget: str, wei
                 f"{portable(str(candidates[1]))}. Make it with: python adarat/train/{method}/"
                 f"train_{settings.dataset}.py (same --data, --epoch, --width, --budget, --seed), or name a checkpoint "
                 f"with --{flag} FILE")
-        files[role], needs[run if found == candidates[1] else found.name] = found, sha256_of(found)
+        files[role] = found
+        needs[f"{role} teacher {found.name}" if found == candidates[0] else found.parent.name] = sha256_of(found)
     return files, needs
 
 

@@ -62,16 +62,18 @@ class AttackView(nn.Module):
                 target.weight.copy_(weight)
                 target.bias.copy_(bias)
                 continue
-            for ours, theirs in zip(own_tensors(target), own_tensors(source), strict=True):
-                ours.copy_(theirs)
+            # By name: the traced module holds only what the forward pass reads.
+            theirs = own_tensors(source)
+            for key, ours in own_tensors(target).items():
+                ours.copy_(theirs[key])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.graph(x.to(dtype=self.dtype, memory_format=torch.channels_last)).float()
 
 
-def own_tensors(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers of the module itself, not of its children."""
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the module itself, not of its children, by name."""
+    return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
 
 
 def folded_weights(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:

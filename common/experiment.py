@@ -6,6 +6,7 @@ results/<paper>/<dataset>/<run>/ gets the records, weights/<paper>/<dataset>/<ru
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,12 @@ class Experiment:
 
     def _retire(self, there: Mapping[str, Any]) -> None:
         """Move records and weights of an older plan beside the weights, so that nothing is lost."""
-        attic = self.weights.with_name(f"{self.run}.before-{there['config_sha256'][:8]}")
-        for number, old in enumerate((self.folder, self.weights)):
-            target = attic / ("records", "weights")[number]
-            if old.exists() and not target.exists():
+        stem = f"{self.run}.before-{there['config_sha256'][:8]}"
+        tries = (self.weights.with_name(stem if number == 1 else f"{stem}-{number}") for number in count(1))
+        attic = next(path for path in tries if not (path / "records").exists())
+        # The records last: a kill in between leaves run.json, so that the next call goes on with the move.
+        for old, target in ((self.weights, attic / "weights"), (self.folder, attic / "records")):
+            if old.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 old.rename(target)
         print(f"{self.run}: its plan has changed; the older records and weights are in {portable(str(attic))}")
@@ -106,6 +109,13 @@ class Experiment:
         files = [(self.weights / entry["file"], entry["sha256"]) for entry in record["weights"].values()]
         return (record["config_sha256"] == self.config_sha256
                 and all(file.exists() and sha256_of(file) == digest for file, digest in files))
+
+    def adopt(self) -> None:
+        """Let train.json of this finished run name the hash that make asks for, where it was trained by hand."""
+        path = self.folder / "train.json"
+        record = records.read_record(path, "train")
+        if self.spec is not None and record["spec_sha256"] != self.spec:
+            records.write_train(self.folder, {**record, "spec_sha256": self.spec})
 
     def open(self, network: nn.Module) -> None:
         """Write run.json, which says what is to be trained; UserError if the folder holds another run."""

@@ -101,7 +101,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
     generator = torch.Generator(engine.device)
 
     if validate_first and validate and not resumed:
-        consider(judged, validate(judged.eval()), select, journal)
+        consider(judged, journal.check(validate(judged.eval()), 0), select, journal)
     while journal.epoch < epochs:
         epoch, started, logs = journal.epoch, time.perf_counter(), []
         if optim.reset_each_epoch:
@@ -132,7 +132,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
         if averaged is not None and average.buffers == "copy":
             ema.copy_buffers(averaged, model)
         means, train_seconds = journal.means(logs), time.perf_counter() - started
-        numbers = validate(judged.eval()) if validate else {}
+        numbers = journal.check(validate(judged.eval()), epoch + 1) if validate else {}
         consider(judged, numbers, select, journal)
         journal.close_epoch(means, steps=len(logs), images=batches.images_per_epoch, train_seconds=train_seconds,
                             lr=hyper.lr, validation=numbers)

@@ -8,15 +8,15 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import checkpoint
 from common.errors import UserError
-from common.records import append_metrics, truncate_metrics
+from common.records import append_metrics, read_metrics, truncate_metrics
 from common.types import Batch
 
 
@@ -60,12 +60,17 @@ class Journal:
             part.load_state_dict(state["parts"][name])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.best, self.final = state["best"], state["final"]
+        lines = len(read_metrics(self.metrics))
+        if lines < self.epoch:
+            raise UserError(f"{self.metrics} has {lines} of the {self.epoch} epochs that {path} has trained: restore "
+                            f"it, or move {self.weights} away to train again")
         truncate_metrics(self.metrics, self.epoch)
         return True
 
     def close_epoch(self, means: dict[str, float], *, steps: int, images: int, train_seconds: float, lr: float,
                     validation: dict[str, float]) -> None:
         """Write an epoch's line of metrics and the resume file.  train_seconds: without validation."""
+        self.check(validation, self.epoch + 1)
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         self.seconds += seconds
@@ -88,9 +93,9 @@ class Journal:
         tqdm.write(f"epoch {self.epoch}/{epochs}: {numbers}, {left / 60:.1f} min left")
 
     def means(self, logs: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Means over the steps of an epoch that logged a name: one fetch from the device.
+        """Means over the steps of an epoch that logged a name: one fetch from the device for each, one for the weights.
 
-        Raises UserError at the first number that is not finite; the files of the epoch before are kept.
+        Raises UserError at the first number or weight that is not finite; the files of the epoch before are kept.
         """
         means = {}
         for name in dict.fromkeys(name for row in logs for name in row):
@@ -103,7 +108,24 @@ class Journal:
                     f"{len(logs)} (step {self.step + broken + 1} of the run): training stops. The state after epoch "
                     f"{self.epoch} is kept in {self.weights}. Try a lower learning rate, or --precision fp32")
             means[name] = math.fsum(values) / len(values)
+        # The last step's loss was found before it moved the weights.
+        tensors = [(name, tensor) for part in self.parts.values() if isinstance(part, nn.Module)
+                   for name, tensor in part.state_dict().items() if tensor.is_floating_point()]
+        whole = torch.stack([tensor.isfinite().all() for _, tensor in tensors]).tolist() if tensors else []
+        if not all(whole):
+            self._refuse(f"the weight {tensors[whole.index(False)][0]} is not finite", self.epoch + 1)
         return means
+
+    def check(self, validation: dict[str, float], epoch: int) -> dict[str, float]:
+        """What a validation after `epoch` epochs returned, if all of it is finite; else a UserError."""
+        for name, value in validation.items():
+            if not math.isfinite(value):
+                self._refuse(f"{name} is {value}", epoch)
+        return validation
+
+    def _refuse(self, what: str, epoch: int) -> NoReturn:
+        raise UserError(f"{what} after epoch {epoch}: training stops. The state after epoch {self.epoch} is kept in "
+                        f"{self.weights}. Try a lower learning rate, or --precision fp32")
 
 
 def progress(batches: Iterable[Batch], *, images: int, label: str) -> Iterator[Batch]:

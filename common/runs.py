@@ -24,7 +24,7 @@ from typing import Any
 from common.errors import UserError
 from common.files import sha256_of_json
 
-BUDGETS = ("smoke", "short", "gpu", "full")
+BUDGETS = ("quick", "smoke", "short", "gpu", "full")
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SAFE_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*\.py")
 

@@ -242,8 +242,9 @@ def describe(steps: list[Step], folders: Folders, heading: str, rate: float, bas
     left = [step for step in steps if step.why]
     total = f"; about {duration(sum(step.cost.total_gflop for step in left) / rate)} one after another " \
             f"({rate:,.0f} GFLOP/s, {basis})" if left else ""
+    count = f"{len(steps)} step{'s' * (len(steps) != 1)}"
     return "\n".join([heading, "", *(f"  {what:<{width}}   {state}" for what, state in rows), "",
-                      f"{len(steps)} step{'s' * (len(steps) != 1)}: {len(steps) - len(left)} done, {len(left)} to do{total}.",
+                      f"{count}: {len(steps) - len(left)} done, {len(left)} to do{total}.",
                       f"Records: results/{folders.paper}/{folders.dataset}/   rules: {folders.rules}"])
 
 

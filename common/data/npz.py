@@ -37,7 +37,7 @@ def load_npz(path: Path, *, name: str | None = None, source: str | None = None) 
     wanted = [f"{part}_{what}" for part in ("train", second) for what in ("images", "labels")]
     missing = [key for key in wanted if key not in arrays]
     if missing:
-        found = ", ".join(sorted(arrays)[:12]) or "nothing"
+        found = ", ".join(key if key.isprintable() else repr(key) for key in sorted(arrays)[:12]) or "nothing"
         raise UserError(f"{path} has no {', '.join(missing)}: found {found}; wanted train_images, train_labels, "
                         "test_images, test_labels (val_ is accepted for test_)")
     train = checked_split(arrays["train_images"], arrays["train_labels"], f"{path}: train_")
@@ -109,12 +109,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 used = re.fullmatch(r"(train|test|val)_(images|labels|exact)|class_names", key)
                 arrays[key] = file[key] if used else np.empty(0)
                 if not isinstance(arrays[key], np.ndarray):
-                    raise UserError(f"{path}: {key} is not a numpy array: write the file with numpy.savez")
+                    raise UserError(f"{path}: {key!r} is not a numpy array: write the file with numpy.savez")
     except UNREADABLE as error:
         if "allow_pickle" in str(error):
             raise UserError(f"{path}: {key} holds Python objects, which are never loaded, for that could run code: "
                             "save plain arrays of numbers (class_names: of strings)") from error
-        raise UserError(f"{path}: {key} cannot be read ({_reason(error)}): the file is damaged; "
+        raise UserError(f"{path}: {key!r} cannot be read ({_reason(error)}): the file is damaged; "
                         "copy or download it again") from error
     return arrays
 

@@ -93,10 +93,13 @@ def test_the_standard_version_is_what_runs_by_default(tiny):
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_each_stage_starts_from_the_seed_of_its_chunk(tiny, norm):
-    split, ours = noise(tiny, 4), Official(short(norm), tiny, 10, torch.device("cpu"))
+    # A radius at which Square succeeds: an attack that fails returns the clean image.
+    split, eps = noise(tiny, 4), 10 * EPS[norm]
+    evaluator = Evaluator("short-AA", "autoattack", norm, eps, settings={"iterations": 6, "queries": 30})
+    ours = Official(evaluator, tiny, 10, torch.device("cpu"))
     x, y, standing = to_float(split.images), split.labels, torch.tensor([3, 1])
     found = {seed: {name: stage(standing) for name, stage in ours(x, y, seed)} for seed in (5, 6)}
-    theirs = Upstream(tiny, norm=NORMS[norm], eps=EPS[norm], version="standard", device="cpu", seed=5)
+    theirs = Upstream(tiny, norm=NORMS[norm], eps=eps, version="standard", device="cpu", seed=5)
     shorten(theirs.apgd, 6)
     theirs.square.n_queries = 30
     for name, attack in (("apgd-ce", theirs.apgd), ("square", theirs.square)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -132,6 +132,7 @@ def test_an_npz_cut_off_anywhere(tmp_path_factory, share):
 
 
 @settings(max_examples=300, deadline=None)
+@example(position=0.984375, value=36, compressed=False)            # a line break in the name of an array
 @given(position=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255), compressed=st.booleans())
 def test_a_damaged_byte_never_gives_a_traceback(tmp_path_factory, position, value, compressed):
     """Either it did no harm, or there is one line that names the file."""
