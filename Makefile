@@ -33,7 +33,7 @@ help: ## List every target
 	@echo
 	@echo '  Variables of reproduce-*: BUDGET=smoke|short|gpu|full (gpu with a CUDA device, else short)  SEEDS=1,2,3'
 	@echo '    METHODS="PGD-AT TRADES"  DATA=npz:PATH  DATA_DIR=PATH  DEVICE=cuda:1'
-	@echo '    LAUNCH="nice -n 10" (before each training; several GPUs: "torchrun --no-python --nproc-per-node=2")'
+	@echo '    LAUNCH="nice -n 10" (a command that each training is started with)'
 	@echo '  Variables of all: PYTHON=python3 SETUP=0 (use that Python, install nothing)  PYTHON3=PATH (makes .venv)'
 
 setup: $(READY) ## Make .venv and install the locked requirements in it (once)

@@ -41,7 +41,7 @@ BUDGETS = {
     "quick": Budget("scikit-learn's digits, a small network, 20 epochs, eps 0.1; floor and ceiling chosen on 20% of "
                     "the training digits (results/adarat/limits-digits-quick.json)",
                     epochs=20, n_autoattack=200, methods=("PGD-AT",), variants=("plain", "adarat"),
-                    limits=("1.0", "0.1"), gflop=0.002,
+                    limits=("1.6", "0.028"), gflop=0.002,
                     more=("--model", "small", "--augment", "False", "--precision", "fp32", "--epsilon", "0.1",
                           "--step_size", "0.025")),
     "smoke": Budget("the digits (or 320 images of DATA), a small network, 2 epochs: shows that all parts work",

@@ -85,8 +85,8 @@ class Settings:
         return max(1, round(epoch * self.epoch / PAPER_EPOCHS))
 
     def config(self) -> dict[str, Any]:
-        """All of it, JSON-able."""
-        return {**asdict(self), "quirks": list(self.quirks)}
+        """All that is set, JSON-able; what is None is left out, so that a new option changes no old run's hash."""
+        return {key: value for key, value in {**asdict(self), "quirks": list(self.quirks)}.items() if value is not None}
 
 
 def defaults(method: str, dataset: str, quirks: tuple[str, ...] = ()) -> dict[str, Any]:

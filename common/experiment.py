@@ -73,8 +73,9 @@ class Experiment:
         if there is None or self._outdated(there):
             return
         other, ours = flat(there.get("config", {})), flat(portable(dict(self.config)))
-        names = sorted(key for key in other.keys() | ours.keys() if other.get(key) != ours.get(key))
-        shown = "; ".join(f"{key} {other.get(key)!r} there, {ours.get(key)!r} here" for key in names[:4])
+        pairs = {key: (other.get(key, "unset"), ours.get(key, "unset")) for key in other.keys() | ours.keys()}
+        names = sorted(key for key, (theirs, mine) in pairs.items() if theirs != mine)
+        shown = "; ".join(f"{key} {pairs[key][0]!r} there, {pairs[key][1]!r} here" for key in names[:4])
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         raise UserError(f"{portable(str(self.folder))} holds a run of another configuration ({shown}{more}): "
                         "give this one another name with --run, or move that folder away")

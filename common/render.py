@@ -1,10 +1,10 @@
 """A grid of text as Markdown and LaTeX, rows of values as CSV.  The same input gives the same bytes."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 DASH = "—"
 
@@ -65,9 +65,5 @@ def latex(grids: Sequence[Grid]) -> str:
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
     """CSV with the keys of the first row as header; None is an empty cell."""
-    stream = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return stream.getvalue()
+    # Columns of objects: pandas would turn whole numbers into floats where a cell is empty.
+    return pd.DataFrame(list(rows), dtype=object).to_csv(index=False, lineterminator="\n") if rows else ""

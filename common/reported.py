@@ -1,8 +1,9 @@
 """Numbers that others report, from results/reported/<paper>.csv, and which of them may stand beside ours."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from common.errors import UserError
 from common.runs import Column, Row, Table
@@ -40,13 +41,20 @@ def read(path: Path) -> list[Reported]:
     """The rows in the order of the file; none if there is no file, a UserError if it is not such a file."""
     if not Path(path).exists():
         return []
-    with open(path, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream, restkey="more", restval=None))
-    known = set(Reported.__dataclass_fields__)
+    needs = (f"needs the columns {', '.join(Reported.__dataclass_fields__)}, a source, and a source_class of "
+             f"{', '.join(CLASSES)}")
+    try:
+        # Without a header, so that a line longer than the first one is an error and not taken for an index.
+        table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:              # pandas' parser errors are ValueErrors
+        raise UserError(f"{path}: {error}; it {needs}") from error
+    names = table.iloc[0].tolist()
+    if set(names) != set(Reported.__dataclass_fields__):
+        raise UserError(f"{path} line 1: {needs}")
+    rows = table.iloc[1:].set_axis(names, axis=1).to_dict("records")
     for number, row in enumerate(rows, start=2):
-        if set(row) != known or None in row.values() or row["source_class"] not in CLASSES or not row["source"]:
-            raise UserError(f"{path} line {number}: needs the columns {', '.join(Reported.__dataclass_fields__)}, "
-                            f"a source, and a source_class of {', '.join(CLASSES)}")
+        if row["source_class"] not in CLASSES or not row["source"] or not all(isinstance(v, str) for v in row.values()):
+            raise UserError(f"{path} line {number}: {needs}")
     return [Reported(**row) for row in rows]
 
 

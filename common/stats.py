@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
 
 import numpy as np
+from scipy.stats import binomtest
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -15,18 +16,11 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} trials")
-    z = _z(confidence)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # Rounding must not put the bound of 0 or n successes beyond the proportion itself.
-    return min(max(0.0, centre - half), p), max(min(1.0, centre + half), p)
-
-
-def _z(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence} is not between 0 and 1")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
+    found = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    # Rounding must not put the bound of 0 or n successes beyond the proportion itself.
+    return min(max(0.0, float(found.low)), successes / n), max(min(1.0, float(found.high)), successes / n)
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -69,11 +63,7 @@ def paired(a: np.ndarray, b: np.ndarray) -> Paired:
 def mcnemar(table: Paired) -> float:
     """Two-sided p of McNemar's exact test that a and b are right equally often (binomial over discordant images)."""
     discordant = table.only_a + table.only_b
-    term = tail = 1                                         # C(discordant, 0)
-    for k in range(min(table.only_a, table.only_b)):
-        term = term * (discordant - k) // (k + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2**discordant)               # whole numbers to the end: exact for any n
+    return float(binomtest(table.only_a, discordant).pvalue) if discordant else 1.0
 
 
 def newcombe(table: Paired, confidence: float = 0.95) -> tuple[float, float]:

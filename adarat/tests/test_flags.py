@@ -216,7 +216,8 @@ def test_the_readmes_first_command_makes_the_folders(tmp_path, monkeypatch, caps
             runpy.run_path("make_dir.py", run_name="__main__")
         assert end.value.code == 0
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*/*/*")}
-    assert found == {f"{kind}/adarat/{dataset}" for kind in ("results", "weights") for dataset in ("cifar10", "cifar100")}
+    assert found == {"results/adarat/cifar10", "results/adarat/cifar100", "weights/adarat/cifar10",
+                     "weights/adarat/cifar100"}
     assert set(capsys.readouterr().out.split()) == found
 
 

@@ -70,9 +70,9 @@ def test_another_configuration_is_refused_and_what_differs_is_named(tmp_path):
     before = contents(tmp_path)
     other = experiment(tmp_path, lr=0.2, nested={"a": 1, "b": 3}, extra=True)
     for attempt in (other.check_free, lambda: other.open(nn.Linear(1, 1))):
-        with pytest.raises(UserError, match=r"a_run holds a run of another configuration \(extra None there, True here; "
-                                            r"lr 0\.1 there, 0\.2 here; nested\.b 2 there, 3 here\): give this one "
-                                            r"another name with --run, or move that folder away"):
+        with pytest.raises(UserError, match=r"a_run holds a run of another configuration \(extra None there, True "
+                                            r"here; lr 0\.1 there, 0\.2 here; nested\.b 2 there, 3 here\): give "
+                                            r"this one another name with --run, or move that folder away"):
             attempt()
     assert contents(tmp_path) == before and not other.finished()
     many = experiment(tmp_path, **{name: 1 for name in "abcdef"})
