@@ -55,10 +55,8 @@ class Ratio:
         ratio = self.regulariser(clean, adversarial)
         if self.variant == "fixrat":
             return clean + divergence + ratio
-        gated = self.gated(clean)
-        # Above the gate the tangent nears its pole: feed it the floor there, so that no infinity enters the gradient.
-        barrier = self.barrier(torch.where(gated, torch.full_like(clean, self.down_lim), clean))
-        return torch.where(gated, clean, barrier + divergence + ratio)
+        # Near its pole the tangent is about 1e7 in float32, so what `where` drops is finite, and so is its gradient.
+        return torch.where(self.gated(clean), clean, self.barrier(clean) + divergence + ratio)
 
     def logs(self, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
         """What the figures show: the terms of the loss, whichever variant trains on them."""

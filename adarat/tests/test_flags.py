@@ -76,7 +76,7 @@ def run_flags():
     """Ours, which every script has beside the original's."""
     parse = Parser()
     add_run_flags(parse)
-    return options(parse) | {"--scale_schedule", "--augment"}
+    return options(parse) | {"--scale_schedule", "--augment", "--limits_from"}
 
 
 def parsed(method, dataset, *argv):

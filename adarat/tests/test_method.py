@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from adarat import attacks
 from adarat.attacks import DynamicPGD, FriendlyPGD
 from adarat.method import (
     GATE,
@@ -109,11 +110,13 @@ def test_gradient_flows_through_the_barrier_and_is_zero_at_the_floor():
         assert math.isclose(gradient.item(), slope, rel_tol=1e-5, abs_tol=1e-9)
 
 
-def test_no_infinity_reaches_the_gradient_at_the_pole():
+def test_no_infinity_reaches_the_gradient_near_the_pole():
     ratio = Ratio("adarat")
-    clean = torch.tensor(1.1, requires_grad=True)
-    loss = ratio.weigh(plain=clean, clean=clean, adversarial=clean.detach() + 1)
-    assert torch.autograd.grad(loss, clean)[0] == 1
+    pole = torch.tensor(1.1)
+    for c in (pole, torch.nextafter(pole, torch.zeros(())), torch.nextafter(pole, torch.tensor(2.0)), pole - 1e-4):
+        clean = c.clone().requires_grad_()
+        loss = ratio.weigh(plain=clean, clean=clean, adversarial=clean.detach() + 1)
+        assert torch.autograd.grad(loss, clean)[0] == 1
 
 
 def test_beta_zero_leaves_the_clean_loss_and_fixrat_the_sum(logits):
@@ -186,7 +189,12 @@ def test_every_term_of_the_whole_loss_has_its_share(golden, logits):
 def test_divergences(logits):
     clean, adv, _ = logits
     p, q = clean.softmax(1), adv.softmax(1)
-    torch.testing.assert_close(divergence(clean, adv), (p * (p / q).log()).sum(1), rtol=1e-4, atol=1e-6)
+    written_out = (p * (p / q).log()).sum(1)
+    torch.testing.assert_close(divergence(clean, adv), written_out, rtol=1e-4, atol=1e-6)
+    ours = torch.autograd.grad(divergence(clean, adv).sum(), [clean, adv])
+    wanted = torch.autograd.grad(written_out.sum(), [clean, adv])
+    for mine, theirs in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(trades_divergence(clean, adv), divergence(clean, adv), rtol=1e-3, atol=1e-5)
     assert torch.allclose(divergence(clean, clean), torch.zeros(len(clean)), atol=1e-6)
     sure = torch.tensor([[100.0, 0.0, 0.0]])          # its 1e-44 is floored at 1e-8, not renormalised
@@ -218,6 +226,20 @@ def test_friendly_attack(golden, tiny, tau):
 def test_dynamic_attack(golden, tiny, threshold):
     ours = DynamicPGD().from_start(tiny, golden["x"], golden["y"], golden["adarat/dat_start"], threshold=threshold)
     assert ((ours - golden[f"adarat/dat_fosc{threshold}"]).abs() <= 1e-6).float().mean() >= 0.999
+
+
+def test_an_image_that_has_stopped_never_resumes(monkeypatch):
+    """DAT: FOSC below the threshold once, above it again later: the image stays where it was."""
+    x = torch.full((2, 1, 1, 1), 0.5)
+    sizes = iter([1.0, 1e-6, 1.0, 1.0])                     # gradient of image 0 at the start and after each step
+
+    def gradients(model, x_adv, y, loss):
+        return torch.tensor([next(sizes), 1.0]).view(2, 1, 1, 1), torch.zeros(2, 10)
+
+    monkeypatch.setattr(attacks, "input_gradient", gradients)
+    y = torch.zeros(2, dtype=torch.long)
+    end = DynamicPGD(eps=0.4, step_size=0.1, steps=3).from_start(None, x, y, x, threshold=0.01)
+    torch.testing.assert_close(end.flatten(), torch.tensor([0.6, 0.8]))
 
 
 def test_dynamic_threshold_and_friendly_patience_by_epoch(tiny, golden):
