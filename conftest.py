@@ -1,6 +1,8 @@
 """Fixtures that the tests of every folder use: golden values and the two small networks that they were made with."""
 
 import os
+import subprocess
+import sys
 
 # Before torch is imported: two torch processes with two threads each on two cores slow each other tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,7 +16,17 @@ import pytest
 import torch
 from torch import nn
 
-GOLDEN = Path(__file__).parent / "tests" / "golden"
+ROOT = Path(__file__).parent
+# As on a machine without torch: sys.modules["torch"] = None would also trip up libraries that look for it there.
+BLOCK_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "torchattacks", "pyautoattack"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NoTorch())
+"""
+GOLDEN = ROOT / "tests" / "golden"
 torch.set_num_threads(1)
 
 
@@ -32,6 +44,17 @@ class Golden:
 
     def state(self, prefix: str) -> dict[str, torch.Tensor]:
         return {key.removeprefix(prefix): self[key] for key in self.keys(prefix)}
+
+
+@pytest.fixture(scope="session")
+def run_without_torch():
+    """Run a piece of code, at the repository root, in a Python that has no torch: (code, *argv) -> what was printed."""
+    def run(code: str, *argv: str) -> str:
+        done = subprocess.run((sys.executable, "-c", BLOCK_TORCH + code, *argv), cwd=ROOT, capture_output=True,
+                              text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+    return run
 
 
 @pytest.fixture(scope="session")

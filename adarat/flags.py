@@ -8,6 +8,8 @@ from adarat.settings import METHODS, QUIRKS, Settings, defaults
 from common.errors import UserError, exit_cleanly
 from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, name, number, positive, radius
 
+ARCHITECTURES = {"resnet18": "resnet18", "preactresnet18": "preactresnet18", "WRN32": "wrn-34-10",
+                 "WRN34": "wrn-34-10"}
 ORIGINAL_DATA = "../../data"              # the released default; here it means the repository's data/
 
 
@@ -81,8 +83,8 @@ def generalist_flags(group: Any, dataset: str) -> None:
     group.add_argument("--step-size", dest="step_size", type=radius, default=0.007 if dataset == "cifar10" else 2 / 255,
                        help="of the attack")
     group.add_argument("--num-steps", type=count, default=10, help="no effect, as in the original: 10 steps")
-    group.add_argument("--arch", default=architectures[dataset], choices=("resnet18", "preactresnet18", "WRN34"),
-                       help="network (smallcnn and WRN32 of the original are dead: --model names ours)")
+    group.add_argument("--arch", default=architectures[dataset], choices=tuple(ARCHITECTURES),
+                       help="network; WRN32 builds WRN-34-10, as in the original; its smallcnn is dead")
     group.add_argument("--dataset", default=dataset, choices=("cifar10", "cifar100"), help="must be the script's own")
     group.add_argument("--num_classes", type=count, default=None, help="no effect: follows the data set")
     group.add_argument("--loss_fn", default="cent", help="no effect, as in the original")
@@ -92,9 +94,6 @@ def generalist_flags(group: Any, dataset: str) -> None:
                                                        "original writes to, says here where the images lie)")
     group.add_argument("--model-dir", default=None, help="no effect: weights go to weights/")
     group.add_argument("--ablation", default="", help="is added to the run's name")
-
-
-ARCHITECTURES = {"resnet18": "resnet18", "preactresnet18": "preactresnet18", "WRN34": "wrn-34-10"}
 
 
 def settings_of(method: str, dataset: str, args: argparse.Namespace) -> Settings:

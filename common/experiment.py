@@ -204,6 +204,9 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     digest = sha256_of(path)
     if digest != entry["sha256"]:
         raise UserError(f"{portable(str(path))} is not the file that train.json names: train the run again")
+    measured = {"plan_sha256": plan_sha256(plan), "weights_sha256": digest, "seed": seed, "checkpoint": checkpoint}
+    if (known := already_judged(folder, plan, measured, data)) is not None:
+        return with_spec(known, spec)
     network = build_network(run["config"]["model"])
     load_weights(network, path)
     results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device,
@@ -212,13 +215,31 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     longest = max(len(result.flags) for result in results)
     written = records.write_eval(folder, {
         "paper": run["paper"], "dataset": run["dataset"], "run": run["run"], "plan": plan.name, "spec_sha256": spec,
-        "plan_sha256": plan_sha256(plan), "checkpoint": checkpoint, "weights_sha256": digest, "data": dict(data),
-        "seed": seed, "chunk": plan.chunk, "results": [result_json(result) for result in results],
+        **measured, "data": dict(data), "chunk": plan.chunk, "results": [result_json(result) for result in results],
         "environment": environment(described["device_name"], "fp32", described["torch_threads"]),
         "command": relative_command()},
         flags={result.name: result.flags for result in results}, index=np.arange(longest, dtype=np.int64))
     forget(weights / "evaluations", plan)
     return written
+
+
+def already_judged(folder: Path, plan: Plan, measured: Mapping[str, Any], data: Mapping[str, Any]) -> Path | None:
+    """The eval record of this folder that measured the same on the same images, so that nothing is measured twice."""
+    path = folder / f"eval-{plan.name}.json"
+    if not path.exists():
+        return None
+    record = records.read_record(path, "eval")
+    same = record["data"]["test_fingerprint"] == data["test_fingerprint"]
+    return path if same and all(record[key] == value for key, value in measured.items()) else None
+
+
+def with_spec(path: Path, spec: str | None) -> Path:
+    """Let an eval record name the hash that make asks for (None: nobody asks)."""
+    record = records.EvalRecord(path, records.read_record(path, "eval"))
+    if spec in (None, record.record["spec_sha256"]):
+        return path
+    flags = {name: flags for name, flags in record.arrays.items() if name != "index"}
+    return records.write_eval(path.parent, {**record.record, "spec_sha256": spec}, flags, record.arrays["index"])
 
 
 def print_results(path: Path) -> None:

@@ -163,8 +163,12 @@ def test_setup_0_installs_nothing_and_tests_run_on_one_thread(project):
     assert log(project) == ["1 PASSIVE -m ruff check .", "1 PASSIVE -m pytest -m not slow"]
     make(project, "test-all", "PYTHON=./python-fake", "SETUP=0")
     assert log(project)[1:] == ["1 PASSIVE -m pytest -m not slow", "1 PASSIVE -m pytest -m slow"]
+    (project / "build").mkdir()
+    (project / "build" / "rules-adarat-digits.mk").write_text("all:\n\t$(PYTHON) train\n")
     make(project, "quick", "PYTHON=./python-fake", "SETUP=0")
-    assert log(project) == ["1 PASSIVE -m scripts.quick"]
+    planned, trained = log(project)
+    assert planned.startswith("1 PASSIVE -m scripts.make_rules adarat digits --budget quick")
+    assert trained == "1 PASSIVE train"
     assert not (project / ".venv").exists()
 
 

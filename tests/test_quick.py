@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def copy_of_the_code(target: Path) -> Path:
     """The repository without weights, data, builds and the records of quick runs."""
-    skip = shutil.ignore_patterns(".git", ".venv", "build", "weights", "__pycache__", "*_quick_*", "*-quick*", ".*_cache",
-                                  "*.npz.tmp")
+    skip = shutil.ignore_patterns(".git", ".venv", "build", "weights", "__pycache__", "*_quick_*", "adarat-*-quick*",
+                                  ".*_cache")
     return shutil.copytree(ROOT, target, ignore=skip)
 
 

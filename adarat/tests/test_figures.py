@@ -2,8 +2,6 @@
 
 import math
 import struct
-import subprocess
-import sys
 
 import matplotlib
 import numpy as np
@@ -13,7 +11,6 @@ from matplotlib.figure import Figure
 
 from adarat import figures, method
 from common import plots
-from common.environment import ROOT
 from common.tests.fabricate import curves, fabricate
 
 EVALUATORS = {"clean": 0.8, "fgsm": 0.55, "pgd-10": 0.5, "pgd-20": 0.49, "autoattack": 0.45}
@@ -132,10 +129,8 @@ def test_the_variants_differ_in_lightness_not_just_in_hue():
     assert len({round(value, 1) for value in light}) == 3 and math.isfinite(sum(light))
 
 
-def test_figures_need_no_torch(tmp_path):
+def test_figures_need_no_torch(tmp_path, run_without_torch):
     every_variant(tmp_path)
-    code = ("import sys; sys.modules['torch'] = None\n"
-            "from pathlib import Path\nfrom adarat import figures\n"
+    code = ("from pathlib import Path\nfrom adarat import figures\n"
             "print(len(figures.draw(Path(sys.argv[1]), Path(sys.argv[1]))))")
-    done = subprocess.run((sys.executable, "-c", code, str(tmp_path)), cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "3\n", done.stderr
+    assert run_without_torch(code, str(tmp_path)) == "3\n"

@@ -16,7 +16,7 @@ from common.engine import Engine
 from common.errors import UserError
 from common.evaluation import Evaluator, Plan
 from common.experiment import Experiment, build_network, dataset_name, flat, judge, load_data, print_results
-from common.files import sha256_of
+from common.files import read_json, sha256_of
 from common.fit import TrainRecord
 
 CPU = Engine(torch.device("cpu"))
@@ -70,7 +70,7 @@ def test_another_configuration_is_refused_and_what_differs_is_named(tmp_path):
     before = contents(tmp_path)
     other = experiment(tmp_path, lr=0.2, nested={"a": 1, "b": 3}, extra=True)
     for attempt in (other.check_free, lambda: other.open(nn.Linear(1, 1))):
-        with pytest.raises(UserError, match=r"a_run holds a run of another configuration \(extra None there, True "
+        with pytest.raises(UserError, match=r"a_run holds a run of another configuration \(extra 'unset' there, True "
                                             r"here; lr 0\.1 there, 0\.2 here; nested\.b 2 there, 3 here\): give "
                                             r"this one another name with --run, or move that folder away"):
             attempt()
@@ -258,3 +258,17 @@ def test_a_record_that_was_tampered_with_is_named(tmp_path, split):
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"train\.json is not a whole train record: 'weights' is missing"):
         judged(made, split)
+
+
+def test_nothing_is_measured_twice(tmp_path, split, monkeypatch):
+    made = experiment(tmp_path)
+    finish(made)
+    path = judged(made, split, spec="a" * 64)
+    before = read_json(path)
+    monkeypatch.setattr("common.experiment.evaluate", None)                  # a second measurement would fail
+    assert judged(made, split) == path and read_json(path) == before
+    judged(made, split, spec="b" * 64)                                       # make asks under another hash
+    assert read_json(path) == {**before, "spec_sha256": "b" * 64}
+    for change in ({"seed": 2}, {"data": {**DATA, "test_fingerprint": "other"}}):
+        with pytest.raises(TypeError):
+            judged(made, split, **change)
