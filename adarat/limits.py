@@ -38,7 +38,11 @@ def from_base_run(folder: Path) -> tuple[float, float]:
     if not rows or not (folder / "train.json").exists():
         raise UserError(f"--limits_from {folder.name}: {portable(str(folder))} holds no finished run; train the base "
                         "method first, or give --up_lim and --down_lim")
-    return candidate([row["clean_loss"] for row in rows], *CANDIDATES[0])
+    up_lim, down_lim = candidate([row["clean_loss"] for row in rows], *CANDIDATES[0])
+    if down_lim >= up_lim:
+        raise UserError(f"--limits_from {folder.name}: its clean loss did not fall, so a floor of {down_lim} would not "
+                        f"be below the ceiling of {up_lim}; train it longer, or give --up_lim and --down_lim")
+    return up_lim, down_lim
 
 
 def score(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -112,11 +112,11 @@ class Experiment:
                 and all(file.exists() and sha256_of(file) == digest for file, digest in files))
 
     def adopt(self) -> None:
-        """Let train.json of this finished run name the hash that make asks for, where it was trained by hand."""
-        path = self.folder / "train.json"
-        record = records.read_record(path, "train")
-        if self.spec is not None and record["spec_sha256"] != self.spec:
-            records.write_train(self.folder, {**record, "spec_sha256": self.spec})
+        """Let the records of this finished run name the hash that make asks for, where it was trained by hand."""
+        for kind, write in (("run", records.write_run), ("train", records.write_train)):
+            record = records.read_record(self.folder / f"{kind}.json", kind)
+            if self.spec is not None and record["spec_sha256"] != self.spec:
+                write(self.folder, {**record, "spec_sha256": self.spec})
 
     def open(self, network: nn.Module) -> None:
         """Write run.json, which says what is to be trained; UserError if the folder holds another run."""

@@ -406,3 +406,11 @@ def test_a_search_trains_on_held_out_training_images(tmp_path):
     assert "held-out training images as test" in run.run["data"]["source"] and run.run["config"]["hold_out"] == 0.2
     with pytest.raises(UserError, match="the run bad failed"):
         limits.trained(script, folder, "bad", ["--epsilon", "8"])
+
+
+def test_limits_of_a_base_run_whose_loss_did_not_fall_are_refused(tmp_path):
+    (tmp_path / "train.json").write_text("{}")
+    rows = [{"epoch": epoch + 1, "clean_loss": loss} for epoch, loss in enumerate((0.5, 0.6, 0.9, 1.4))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="did not fall"):
+        limits.from_base_run(tmp_path)

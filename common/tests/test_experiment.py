@@ -135,6 +135,7 @@ def test_a_finished_run_takes_the_hash_that_make_asks_for(tmp_path):
     asked.adopt()
     after = records.read_record(asked.folder / "train.json", "train")
     assert after == before | {"spec_sha256": "3" * 64}
+    assert records.read_record(asked.folder / "run.json", "run")["spec_sha256"] == "3" * 64
     experiment(tmp_path).adopt()
     assert records.read_record(asked.folder / "train.json", "train") == after
 
