@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from adarat.runs import TABLE
 from adarat.settings import METHODS, VARIANTS
 from common import plots
 from common.records import RunRecord, read_runs
@@ -36,7 +37,7 @@ def draw(results: Path, out: Path, *, dataset: str | None = None, budget: str | 
         mine = [run for run in runs if (run.run["dataset"], run.run["budget"]) == (data, cost)]
         methods = [method for method in METHODS if any(run.run["method"] == method for run in mine)]
         grouped = {(method, variant): found for method in methods for variant in VARIANTS
-                   if (found := group(mine, method, variant))}
+                   if (found := group(mine, method, variant, TABLE.per_seed))}
         stem, title = Path(out) / "figures" / f"adarat-{data}-{cost}", f"{data}, budget {cost}"
         for method in methods:
             if any(len(run.curve(ROBUST)[0]) for variant in VARIANTS for run in grouped.get((method, variant), [])):

@@ -189,6 +189,7 @@ TABLE = Table(
         ("PGD-20", ("PGD-20",)), ("PGD-50", ()), ("CW-20", ()), ("AutoAttack", ("AA",)))),
     reported_datasets={"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"},
     reported_models={"cifar10": ("ResNet-18", "ResNet-18 (BasicBlock)"), "cifar100": ("WideResNet-34-10",)},
+    per_seed=("up_lim", "down_lim", "teachers"),
     compare=(("adarat", "plain"), ("fixrat", "plain"), ("adarat", "fixrat")),
     reported_file="adarat", reported_paper="AdaRAT",
     budget_notes={name: budget.about for name, budget in BUDGETS.items()})

@@ -20,6 +20,9 @@ from common.stats import mcnemar, mean_sd, newcombe, paired, wilson
 PLACES = frozenset({"seed", "run", "name", "spec", "out", "data", "data_dir", "dataset_path", "device", "num_workers"})
 
 
+REPORTED_TITLE = "All reported numbers of these methods"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One evaluator's verdict on one method and variant: a count per seed, out of n images each."""
@@ -55,22 +58,22 @@ class Report:
     values: tuple[dict[str, Any], ...]
 
 
-def group(runs: Sequence[RunRecord], method: str, variant: str) -> list[RunRecord]:
-    """The finished runs of a method and variant, by seed.
+def group(runs: Sequence[RunRecord], method: str, variant: str, per_seed: Sequence[str] = ()) -> list[RunRecord]:
+    """The finished runs of a method and variant, by seed.  per_seed: see `common.runs.Table`.
 
     ValueError, naming the folders, if two have one seed or if they differ in more than the seed.
     """
     mine = sorted((run for run in runs if run.train and (run.run["method"], run.run["variant"]) == (method, variant)),
                   key=lambda run: (run.run["seed"], run.name))
     seeds = [run.run["seed"] for run in mine]
-    if len(set(seeds)) < len(seeds) or len({_training(run) for run in mine}) > 1:
+    if len(set(seeds)) < len(seeds) or len({_training(run, per_seed) for run in mine}) > 1:
         raise ValueError("one cell, two protocols (or one seed twice): " + ", ".join(str(run.folder) for run in mine))
     return mine
 
 
-def _training(run: RunRecord) -> str:
+def _training(run: RunRecord, per_seed: Sequence[str]) -> str:
     """All that makes a training comparable, as text; names that hold the seed are made alike (teachers have it)."""
-    config = {key: value for key, value in run.run["config"].items() if key not in PLACES}
+    config = {key: value for key, value in run.run["config"].items() if key not in PLACES.union(per_seed)}
     kept = {"config": config, "budget": run.run["budget"], "quirks": sorted(run.run["quirks"]),
             "data": {key: run.run["data"].get(key) for key in ("name", "train_fingerprint", "test_fingerprint")},
             "model": run.run["model"], "epochs": run.train["epochs"], "selected_on": run.train["selected_on"]}
@@ -120,7 +123,7 @@ def _short(path: Path) -> str:
 def build(table: Table, runs: Sequence[RunRecord], reported: Sequence[Reported], dataset: str, budget: str) -> Report:
     """The report of one data set and budget; other runs in `runs` are left aside."""
     runs = [run for run in runs if (run.run["dataset"], run.run["budget"]) == (dataset, budget)]
-    grouped = {(row.method, row.variant): group(runs, row.method, row.variant) for row in table.rows}
+    grouped = {(row.method, row.variant): group(runs, row.method, row.variant, table.per_seed) for row in table.rows}
     cells = {(*key, column.evaluator): cell(members, column.evaluator, table.plans)
              for key, members in grouped.items() for column in table.columns}
     title = f"{table.title} on {dataset}, budget {budget}"
@@ -280,7 +283,7 @@ def _listed(table: Table, reported: list[Reported], dataset: str) -> Grid:
     rows = tuple((f"{line[4]}{', ' + line[5] if line[5] else ''}", line[3],
                   *(found.get(metric, DASH) for metric in metrics),
                   line[6], line[0], f"{line[1]}, {line[2]}; {line[7]}") for line, found in lines.items())
-    return Grid("All reported numbers of these methods", ("method", "network", *metrics, "weights", "class", "source"),
+    return Grid(REPORTED_TITLE, ("method", "network", *metrics, "weights", "class", "source"),
                 rows, ("The same baseline varies by several points between sources: compare within one source and one "
                        "rule of choosing weights.",
                        "Classes: " + "; ".join(f"{key} {text}" for key, text in published.CLASSES.items()) + "."))

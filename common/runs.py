@@ -136,12 +136,15 @@ class Table:
 
     reported_file: stem of results/reported/<stem>.csv; reported_models: data set -> networks whose reported numbers
     may stand beside ours; reported_eps: likewise the eps, as written there; reported_datasets: our name -> theirs.
+    per_seed: settings that a rule derives from other runs of the same seed (a teacher's hash), so that the seeds of one
+    cell may differ in them; the setting that names the rule is still compared.
     compare: pairs of variants (a, b) that the second table compares image by image, as a minus b.
     """
 
     title: str
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
+    per_seed: tuple[str, ...] = ()
     compare: tuple[tuple[str, str], ...] = ()
     plans: tuple[str, ...] = ()                # only results of these plans; all if empty
     reported_file: str = ""

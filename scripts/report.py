@@ -13,7 +13,7 @@ from common.errors import UserError, exit_cleanly
 from common.files import write_text
 from common.records import read_runs
 from common.render import comma_separated, latex, markdown
-from common.report import build
+from common.report import REPORTED_TITLE, build
 from common.runs import BUDGETS
 
 
@@ -27,7 +27,7 @@ def tables(paper: ModuleType, name: str, results: Path, out: Path, dataset: str 
     """Write OUT/tables/<paper>-<dataset>-<budget>.{md,csv,tex} for every data set and budget with a finished run.
 
     Runs that a user made with settings of their own are of no budget in BUDGETS and enter no table.
-    Returns the Markdown files with their text.
+    Returns the Markdown files with the part of their text that is ours.
     """
     known = reported.read(results / "reported" / f"{paper.TABLE.reported_file or name}.csv")
     runs = [run for run in read_runs(results, name, dataset)
@@ -39,7 +39,10 @@ def tables(paper: ModuleType, name: str, results: Path, out: Path, dataset: str 
         write_text(stem.with_suffix(".md"), text)
         write_text(stem.with_suffix(".csv"), comma_separated(report.values))
         write_text(stem.with_suffix(".tex"), latex(report.grids))
-        written.append((stem.with_suffix(".md"), text))
+        # What others report fills screens: on the terminal a line says where it stands.
+        ours = [grid for grid in report.grids if grid.title != REPORTED_TITLE]
+        more = f"{REPORTED_TITLE}: see {stem.with_suffix('.md')}\n" if len(ours) < len(report.grids) else ""
+        written.append((stem.with_suffix(".md"), markdown(ours) + more))
     return written
 
 

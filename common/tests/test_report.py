@@ -12,7 +12,7 @@ from common.environment import ROOT
 from common.errors import UserError
 from common.records import read_runs
 from common.render import Grid, comma_separated, latex, markdown
-from common.report import build
+from common.report import build, group
 from common.runs import Column, Row, Table
 from common.tests.fabricate import DATA, fabricate
 
@@ -97,6 +97,18 @@ def test_two_protocols_never_share_a_cell(tmp_path, change):
     with pytest.raises(ValueError, match="two protocols") as caught:
         report(tmp_path)
     assert str(first) in str(caught.value) and str(second) in str(caught.value)
+
+
+def test_what_a_rule_derives_for_each_seed_may_differ_but_not_the_rule(tmp_path):
+    runs = [fabricate(tmp_path, seed=seed, config={"limits_from": f"base_s{seed}", "up_lim": 1.0 + seed, "lr": 0.1})
+            for seed in (1, 2)]
+    records = read_runs(tmp_path)
+    assert len(group(records, "PGD-AT", "plain", ("up_lim",))) == len(runs)
+    with pytest.raises(ValueError, match="two protocols"):
+        group(records, "PGD-AT", "plain")
+    fabricate(tmp_path, seed=3, config={"up_lim": 1.0, "lr": 0.1})
+    with pytest.raises(ValueError, match="two protocols"):
+        group(read_runs(tmp_path), "PGD-AT", "plain", ("up_lim",))
 
 
 @pytest.mark.parametrize("change", [{"settings": {"steps": 9}}, {"eps": 0.5}, {"norm": "l2"}, {"kind": "other"}])
