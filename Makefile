@@ -4,6 +4,7 @@ PYTHON  ?= .venv/bin/python
 SETUP   ?= 1
 PYTHON3 ?=
 LAUNCH  ?=
+JOBS    ?=
 BUDGET  ?=
 SEEDS   ?=
 METHODS ?=
@@ -70,7 +71,7 @@ $(STAMP):
 
 # Two torch processes with two threads each on two cores slow each other tenfold.
 quick: BUDGET := quick
-quick: MAKEFLAGS += -j2
+quick: JOBS := -j2
 quick test test-slow test-all: export OMP_NUM_THREADS := 1
 quick test test-slow test-all: export OMP_WAIT_POLICY := PASSIVE
 
@@ -104,7 +105,7 @@ define reproduce
 +@$(PLANNER) -m scripts.make_rules $(1) $(2) --budget $(call quoted,BUDGET) --seeds $(call quoted,SEEDS) \
   --methods $(call quoted,METHODS) --data $(call quoted,DATA) --data-dir $(call quoted,DATA_DIR) \
   --device $(call quoted,DEVICE)
-+@$(MAKE) --no-print-directory -f build/rules-$(1)-$(2).mk PYTHON=$(call quoted,PYTHON) \
++@$(MAKE) $(JOBS) --no-print-directory -f build/rules-$(1)-$(2).mk PYTHON=$(call quoted,PYTHON) \
   LAUNCH=$(call quoted,LAUNCH) all
 endef
 
