@@ -145,13 +145,16 @@ def _barrier_curve(axes: Axes, runs: Sequence[RunRecord], up: float, down: float
     bar = axes.figure.colorbar(dots, ax=axes, label="epoch", pad=0.02)
     bar.locator.set_params(integer=True)
     top = 1.35 * max(float(barrier_of(np.array([gate]), up, down, tao)[0]), float(term.max(initial=0)), 0.1)
-    axes.axvspan(gate, max(up, float(clean.max(initial=0))) * 1.05, color=plots.GREY, alpha=0.12, linewidth=0)
+    widest = max(up, float(clean.max(initial=0))) * 1.05
+    axes.axvspan(gate, widest, color=plots.GREY, alpha=0.12, linewidth=0)
     for value, label in ((down, "floor"), (gate, "gate"), (up, "ceiling")):
         axes.axvline(value, color=plots.GREY, linestyle="--", linewidth=1)
-        axes.annotate(f"{label} {value:g}", (value, top), xytext=(-3, -4), textcoords="offset points", rotation=90,
-                      ha="right", va="top", color=plots.GREY, fontsize=9)
+        # Left of its line, but not on the axis' own numbers.
+        side = ("left", 3) if value < 0.08 * widest else ("right", -3)
+        axes.annotate(f"{label} {value:g}", (value, top), xytext=(side[1], -4), textcoords="offset points", rotation=90,
+                      ha=side[0], va="top", color=plots.GREY, fontsize=9)
     axes.set(xlabel="clean loss c", ylabel="barrier term", title="barrier against the clean loss",
-             ylim=(-0.03 * top, top), xlim=(0, max(up, float(clean.max(initial=0))) * 1.05))
+             ylim=(-0.03 * top, top), xlim=(0, widest))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=1)
 
 
