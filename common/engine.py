@@ -95,8 +95,9 @@ class Engine:
             reason = cannot_view(network)
             if reason:
                 self.notes.append(f"attacks run on the plain path: {reason}")
-            self._views[key] = None if reason else AttackView(network, training, torch.bfloat16)
-        view = self._views[key]
+            # The network is kept beside its view, so that no other one can come by its id.
+            self._views[key] = (network, None if reason else AttackView(network, training, torch.bfloat16))
+        _, view = self._views[key]
         if view is not None:
             view.refresh()
         return view
