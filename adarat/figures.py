@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from adarat.runs import TABLE
-from adarat.settings import METHODS, VARIANTS
+from adarat.settings import GATE, METHODS, VARIANTS
 from common import plots
 from common.records import RunRecord, read_runs
 from common.report import cell, group
@@ -23,7 +23,6 @@ from common.runs import BUDGETS
 NAMES = {"plain": "plain", "fixrat": "FixRAT", "adarat": "AdaRAT"}
 COLOURS = {"plain": plots.BLUE, "fixrat": plots.ORANGE, "adarat": plots.GREEN}
 CLEAN, ROBUST = "test_clean_accuracy", "test_pgd_accuracy"
-GATE = 0.7                                                  # of up_lim; adarat/method.py
 
 Grouped = dict[tuple[str, str], list[RunRecord]]             # (method, variant) -> runs by seed
 

@@ -4,13 +4,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from adarat.settings import METHODS, QUIRKS, Settings, defaults
+from adarat.settings import METHODS, ORIGINAL_DATA, QUIRKS, Settings, defaults
 from common.errors import UserError, exit_cleanly
 from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, name, number, positive, radius
 
 ARCHITECTURES = {"resnet18": "resnet18", "preactresnet18": "preactresnet18", "WRN32": "wrn-34-10",
                  "WRN34": "wrn-34-10"}
-ORIGINAL_DATA = "../../data"              # the released default; here it means the repository's data/
 
 
 def parser(method: str, dataset: str) -> argparse.ArgumentParser:

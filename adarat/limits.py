@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from adarat.settings import GATE
 from common.environment import ROOT, portable, relative_command
 from common.errors import UserError, exit_cleanly
 from common.files import write_json
 from common.flags import Parser, count
 from common.records import read_metrics
 
-GATE = 0.7
 # Part of the training at which c marks the gate, and share of the last c that is the floor.
 CANDIDATES = ((1 / 6, 0.9), (1 / 3, 0.9), (1 / 6, 0.5), (1 / 3, 0.5))
 

@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adarat.settings import GATE
 from common.types import Attack, Batch, LossOut, StepContext
-
-GATE = 0.7
 
 
 @dataclass(frozen=True)

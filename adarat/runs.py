@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.evaluation.plans import Evaluator, Plan
 from common.runs import Column, Cost, Judgement, Row, Run, Table
 
+DEFAULT_PLAN = "paper-adarat"                # what the final test measures
 SCRIPT_FOLDERS = {method: method.replace("-", "_") for method in METHODS}
 FLAGS = {"plain": (), "fixrat": ("--FixRAT", "True"), "adarat": ("--FixRAT", "True", "--AdaRAT", "True")}
 LABELS = {"plain": "{}", "fixrat": "{} + FixRAT", "adarat": "{} + AdaRAT"}
@@ -67,11 +68,6 @@ def run_name(method: str, variant: str, budget: str, seed: int) -> str:
     """pgd-at_short_s1, pgd-at-adarat_short_s1, ..."""
     suffix = "" if variant == "plain" else f"-{variant}"
     return f"{method.lower()}{suffix}_{budget}_s{seed}"
-
-
-def default_plan(method: str) -> str:
-    """What the final test measures."""
-    return "paper-adarat"
 
 
 def plan_named(name: str, settings: Settings) -> Plan:

@@ -7,6 +7,8 @@ EIGHT, TWO = 8 / 255, 2 / 255
 METHODS = ("ST", "PGD-AT", "FAT", "DAT", "TRADES", "KD-AT", "IAD", "Generalist")
 DATASETS = ("cifar10", "cifar100")
 VARIANTS = ("plain", "fixrat", "adarat")
+GATE = 0.7                                  # of up_lim: above it the clean loss stands alone (adarat/method.py)
+ORIGINAL_DATA = "../../data"                # the released --dataset_path; here it means the repository's data/
 PAPER_EPOCHS = 120                          # what every epoch of the schedules below is counted against
 
 # Released defaults: beta, up_lim, down_lim by method; where CIFAR-100 has its own, that stands second.

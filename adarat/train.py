@@ -14,7 +14,7 @@ from adarat.generalist import Plan as GeneralistPlan
 from adarat.generalist import Quintet, fit_generalist
 from adarat.limits import from_base_run
 from adarat.method import AdversarialTraining, Distillation, Ratio, StandardTraining
-from adarat.runs import default_plan, plan_named, run_name
+from adarat.runs import DEFAULT_PLAN, plan_named, run_name
 from adarat.settings import Settings
 from adarat.validation import Validation
 from common.attacks import PGD, TradesPGD
@@ -53,7 +53,7 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
     teachers, needs = find_teachers(settings, args, budget, roots["weights_root"] / "adarat" / folder)
     plan = None
     if args.final_test and settings.method != "ST":
-        plan = plan_named(args.plan or default_plan(settings.method), settings)
+        plan = plan_named(args.plan or DEFAULT_PLAN, settings)
     described = data.describe()
     config = {**settings.config(), "precision": engine.precision, "model": model,
               "data": {key: described[key] for key in ("train_fingerprint", "test_fingerprint", "n_train")}}
@@ -181,7 +181,7 @@ def check_plan(plan: Plan, network: nn.Module, data: DataSet) -> None:
 def original_path(args: argparse.Namespace) -> str | None:
     """--dataset_path, where it is not the original's default."""
     given = getattr(args, "dataset_path", None)
-    return None if given in (None, "../../data") else given
+    return None if given in (None, released.ORIGINAL_DATA) else given
 
 
 def as_released(settings: Settings) -> Settings:

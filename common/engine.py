@@ -3,7 +3,6 @@
 Training and attacking may run in bf16 autocast and channels-last; what is reported is judged elsewhere, in float32.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from common.attack_view import AttackView, cannot_view
 from common.attacks.mode import frozen, mode
+from common.environment import processor, processors
 from common.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -104,7 +104,8 @@ class Engine:
 
     def describe(self) -> dict[str, Any]:
         """What a record says of the engine."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor_name()
+        name = (torch.cuda.get_device_name(self.device) if self.device.type == "cuda"
+                else f"{processor()}, {processors()} cores")
         return {"device": self.device.type, "device_name": name, "precision": self.precision,
                 "channels_last": self.channels_last, "fast_attacks": self.fast_attacks,
                 "torch_threads": torch.get_num_threads(), "notes": list(self.notes)}
@@ -140,14 +141,3 @@ def bf16_is_fast(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
-
-
-def processor_name() -> str:
-    """The processor's name and the number of its cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
-    except OSError:
-        model = "CPU"
-    return f"{model}, {cores} cores"
