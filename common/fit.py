@@ -5,9 +5,10 @@ One step: before_step, objective, backward, clip, optimiser step, after_step, av
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -58,7 +59,7 @@ class TrainRecord:
     seconds: float
     weights: dict[str, dict[str, str]]
     final: dict[str, Any]
-    best: float | None = None
+    best: dict[str, float] = field(default_factory=dict)             # name of a selection -> its best score
     notes: list[str] = field(default_factory=list)
 
 
@@ -76,15 +77,20 @@ def set_hyper(optimiser: torch.optim.Optimizer, lr: float, momentum: float) -> N
 
 def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedule: Schedule, optim: SGD, epochs: int,
         out: Path, weights: Path, seed: int, engine: Engine, identity: str = "", average: ema.Averaging | None = None,
-        validate: Callable[[nn.Module], dict[str, float]] | None = None,
-        select: Callable[[dict[str, float]], float] | None = None, validate_first: bool = False,
+        validate: Callable[[nn.Module], dict[str, float]] | None = None, validate_first: bool = False,
+        select: Mapping[str, Callable[[dict[str, float]], float]] = MappingProxyType({}),
+        snapshots: Collection[int] = (),
+        observe: Callable[[nn.Module, torch.optim.Optimizer, int], None] | None = None,
         before_step: Callable[[nn.Module, Batch, StepContext], None] | None = None,
         after_step: Callable[[nn.Module, Batch, StepContext], None] | None = None) -> TrainRecord:
     """Train `model` on `objective` for `epochs`; goes on from `weights`/resume.pt if that is there.
 
-    out       metrics.jsonl is written there, a line an epoch; `weights` gets last.pt, best.pt, resume.pt
+    out       metrics.jsonl is written there, a line an epoch; `weights` gets last.pt, average.pt, resume.pt
     validate  network to judge (the average if there is one, in eval mode) -> named numbers, into the metrics
-    select    those numbers -> score; the weights of the strictly highest score are kept as best.pt
+    select    name -> (those numbers -> score): the weights of the strictly highest score are kept as NAME.pt
+    snapshots 0-based epochs at whose end the judged network is kept, as EPOCH.pt
+    observe   called with the model, the optimiser and the epochs done (before the first one: 0) after each epoch,
+              before the epoch counts as done: what it writes must be written again where a resumed run comes by again
     identity  hash of the configuration; a resume file of another one is refused
     Raises UserError where a loss is not finite (with epoch and step) or a file cannot be written.
     """
@@ -100,8 +106,11 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
     network = engine.runner(model)
     generator = torch.Generator(engine.device)
 
-    if validate_first and validate and not resumed:
-        consider(judged, journal.check(validate(judged.eval()), 0), select, journal)
+    if not resumed:
+        if validate_first and validate:
+            consider(judged, journal.check(validate(judged.eval()), 0), select, journal)
+        if observe:
+            observe(model, optimiser, 0)
     while journal.epoch < epochs:
         epoch, started, logs = journal.epoch, time.perf_counter(), []
         if optim.reset_each_epoch:
@@ -134,28 +143,33 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
         means, train_seconds = journal.means(logs), time.perf_counter() - started
         numbers = journal.check(validate(judged.eval()), epoch + 1) if validate else {}
         consider(judged, numbers, select, journal)
+        if epoch in snapshots:
+            checkpoint.save_state(journal.weights / f"{epoch}.pt", judged.state_dict())
+        if observe:
+            observe(model, optimiser, epoch + 1)
         journal.close_epoch(means, steps=len(logs), images=batches.images_per_epoch, train_seconds=train_seconds,
                             lr=hyper.lr, validation=numbers)
         journal.say(epochs)
-    return finish(journal, {"last": model, **({"average": averaged} if averaged is not None else {})}, engine)
+    kept = [str(epoch) for epoch in sorted(snapshots) if epoch < epochs]
+    return finish(journal, {"last": model, **({"average": averaged} if averaged is not None else {})}, engine, kept)
 
 
-def consider(model: nn.Module, numbers: dict[str, float], select: Callable[[dict[str, float]], float] | None,
+def consider(model: nn.Module, numbers: dict[str, float], select: Mapping[str, Callable[[dict[str, float]], float]],
              journal: Journal) -> None:
-    """Keep the weights as best.pt if their score is strictly the highest so far."""
-    if select is None or not numbers:
-        return
-    score = select(numbers)
-    if journal.best is None or score > journal.best:
-        journal.best = score
-        checkpoint.save_state(journal.weights / "best.pt", model.state_dict())
+    """Keep the weights as NAME.pt for each selection by which their score is strictly the highest so far."""
+    for name, score_of in select.items() if numbers else ():
+        score = score_of(numbers)
+        if name not in journal.best or score > journal.best[name]:
+            journal.best[name] = score
+            checkpoint.save_state(journal.weights / f"{name}.pt", model.state_dict())
 
 
-def finish(journal: Journal, networks: dict[str, nn.Module], engine: Engine) -> TrainRecord:
-    """Write the final weights, each network under its name, and say what there is."""
+def finish(journal: Journal, networks: dict[str, nn.Module], engine: Engine,
+           kept: Collection[str] = ()) -> TrainRecord:
+    """Write the final weights, each network under its name, and say what there is; kept: files written on the way."""
     for name, network in networks.items():
         checkpoint.save_state(journal.weights / f"{name}.pt", network.state_dict())
-    names = [*networks, *(["best"] if journal.best is not None else [])]
+    names = [*networks, *journal.best, *kept]
     files = {name: {"file": f"{name}.pt", "sha256": sha256_of(journal.weights / f"{name}.pt")} for name in names}
-    return TrainRecord(journal.epoch, journal.step, journal.seconds, files, journal.final, journal.best,
+    return TrainRecord(journal.epoch, journal.step, journal.seconds, files, journal.final, dict(journal.best),
                        list(engine.notes))

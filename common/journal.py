@@ -42,7 +42,7 @@ class Journal:
         self.epoch = 0           # whole epochs done
         self.step = 0            # optimiser steps done
         self.seconds = 0.0       # spent in training and validation so far, over all sittings
-        self.best: float | None = None
+        self.best: dict[str, float] = {}      # name of a selection -> its best score so far
         self.final: dict[str, Any] = {}
         self._since = time.perf_counter()
 
@@ -59,7 +59,7 @@ class Journal:
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.best, self.final = state["best"], state["final"]
+        self.best, self.final = dict(state["best"]), state["final"]
         lines = len(read_metrics(self.metrics))
         if lines < self.epoch:
             raise UserError(f"{self.metrics} has {lines} of the {self.epoch} epochs that {path} has trained: restore "

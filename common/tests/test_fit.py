@@ -281,10 +281,11 @@ def test_best_holds_the_weights_of_the_strictly_highest_score(tmp_path, scores, 
         states.append({name: value.clone() for name, value in judged.state_dict().items()})
         return {"score": left.pop(0)}
 
-    record = train(tmp_path, model=model, epochs=4, validate=validate, select=lambda numbers: numbers["score"])
+    record = train(tmp_path, model=model, epochs=4, validate=validate,
+                   select={"best": lambda numbers: numbers["score"]})
     best = checkpoint.read_state(tmp_path / "weights/best.pt")
     assert all(torch.equal(best[name], value) for name, value in states[kept - 1].items())
-    assert record.best == max(scores)
+    assert record.best == {"best": max(scores)}
     assert record.weights["best"] == {"file": "best.pt", "sha256": sha256_of(tmp_path / "weights/best.pt")}
 
 
@@ -292,7 +293,7 @@ def test_weights_from_before_the_first_epoch_can_be_the_best(tmp_path):
     model, scores = network(), [0.9, 0.1, 0.2, 0.3]
     start = {name: value.clone() for name, value in model.state_dict().items()}
     train(tmp_path, model=model, validate=lambda judged: {"score": scores.pop(0)}, validate_first=True,
-          select=lambda numbers: numbers["score"])
+          select={"best": lambda numbers: numbers["score"]})
     best = checkpoint.read_state(tmp_path / "weights/best.pt")
     assert all(torch.equal(best[name], value) for name, value in start.items())
 
@@ -324,7 +325,9 @@ def whole(folder, **changes):
     """Everything on: average, selection, momentum, a schedule that moves, dropout, batch norm."""
     return train(folder, **{"epochs": 4, "schedule": steps(0.2, (1.5, 3), (0.1, 0.05)),
                             "average": ema.Averaging(ema.warmed_up(0.9)), "validate": validation,
-                            "select": lambda numbers: -numbers["error"], "validate_first": True} | changes)
+                            "select": {"best": lambda numbers: -numbers["error"],
+                                       "worst": lambda numbers: numbers["error"]},
+                            "snapshots": {1, 3}, "validate_first": True} | changes)
 
 
 def validation(judged):
@@ -334,7 +337,8 @@ def validation(judged):
 
 
 def weights_of(folder):
-    return {name: sha256_of(folder / "weights" / name) for name in ("last.pt", "average.pt", "best.pt")}
+    return {name: sha256_of(folder / "weights" / f"{name}.pt")
+            for name in ("last", "average", "best", "worst", "1", "3")}
 
 
 @pytest.mark.parametrize("where", [("validate", 0), ("validate", 1), ("validate", 3), ("objective", 0),
