@@ -25,6 +25,8 @@ from common.files import replacing, sha256_of, write_json
 from common.weight_names import Part, listed, misfit, pick_part, rename, strip_prefixes, why_unused
 
 COUNTER = "num_batches_tracked"
+INPUT = ("normalise.mean", "normalise.std")              # a model's input normalisation
+SECOND = "it acts behind another one, which is not in the file; the model keeps its own, which must be both"
 CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "NEWOBJ", "NEWOBJ_EX"}    # opcodes of pickles
 
 
@@ -100,7 +102,8 @@ def load_weights(model: nn.Module, path: Path, *, part: str | None = None) -> Lo
     Prefixes are taken off and known other names translated (weight_names.py); everything that happened is in the
     report.  An entry that is missing, unexpected or of another shape is a UserError, and so is an input normalisation
     that only the file has: nothing is loaded then.  Where only the model has one, it keeps it, and the report says so.
-    (One that its authors kept in their code leaves no trace in a file: build the model with it.)
+    (One that its authors kept in their code leaves no trace in a file, or the prefix `1.` at most: build the model with
+    it, and with both in one where the file holds another that acts after it.)
     """
     path = Path(path)
     taken = _part_of(path, part)
@@ -113,18 +116,20 @@ def load_weights(model: nn.Module, path: Path, *, part: str | None = None) -> Lo
     tensors = {to_model[plain[name]]: tensor for name, tensor in taken.tensors.items()}
 
     normalises = "normalise.mean" in wanted
-    _refuse_normalisation(path, tensors, normalises, behind)
-    for name in ("normalise.mean", "normalise.std"):
+    for name in INPUT:
         if name in tensors and name in wanted and tensors[name].numel() == wanted[name].numel():
             tensors[name] = tensors[name].reshape(wanted[name].shape)
+    _refuse_normalisation(path, tensors, wanted, behind)
     unused = {name: reason for name in tensors if name not in wanted and (reason := why_unused(name))}
+    if behind:
+        unused |= {name: SECOND for name in INPUT if name in tensors}
     left = {name: tensor for name, tensor in tensors.items() if name not in unused}
     # Files from before torch 0.4.1 have no such counters; nothing but a momentum of None reads them.
     spared = {name: torch.zeros_like(value) for name, value in wanted.items() if name.endswith(COUNTER)}
     if any(name.endswith(COUNTER) for name in left):
         spared = {}
-    if normalises and not {"normalise.mean", "normalise.std"} & set(left):
-        spared |= {name: wanted[name] for name in ("normalise.mean", "normalise.std")}
+    if normalises and not set(INPUT) & set(left):
+        spared |= {name: wanted[name] for name in INPUT}
     if said := misfit(_shapes(left), {name: shape for name, shape in _shapes(wanted).items() if name not in spared}):
         raise UserError(f"{path} {said}; nothing was loaded")
 
@@ -144,7 +149,7 @@ def _notes(taken: Part, unused: Mapping[str, str], spared: Mapping[str, Tensor],
     counters = [name for name in spared if name.endswith(COUNTER)]
     if counters:
         notes.append(f"{len(counters)} {COUNTER} are not in the file, set to 0")
-    if len(counters) < len(spared):
+    if len(counters) < len(spared) and INPUT[0] not in unused:
         notes.append("the file holds no input normalisation, the model keeps its own")
     elif "normalise.mean" in left:
         notes.append(f"input normalisation from the file: {_pair(left)}")
@@ -155,11 +160,19 @@ def _notes(taken: Part, unused: Mapping[str, str], spared: Mapping[str, Tensor],
     return tuple(notes)
 
 
-def _refuse_normalisation(path: Path, tensors: Mapping[str, Tensor], normalises: bool, behind: bool) -> None:
-    """Raise where the file's network sees normalised images and the model would see raw ones."""
+def _refuse_normalisation(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor],
+                          behind: bool) -> None:
+    """Raise where the file's network sees images that are normalised in another way than the model's would be."""
+    normalises, inside = set(INPUT) <= set(wanted), set(INPUT) <= set(tensors)
+    # The pair of a model that a user built for such a file differs from the file's: it holds both steps.
+    both = normalises and inside and any(not torch.equal(tensors[name], wanted[name].cpu()) for name in INPUT)
+    if inside and behind and not both:
+        raise UserError(f"{path} normalises its input with {_pair(tensors)} behind a first normalisation that is not "
+                        "in the file (its names start with 1.): build the model with both in one, normalise="
+                        "(first mean + first std * mean, first std * std); nothing was loaded")
     if normalises:
         return
-    if {"normalise.mean", "normalise.std"} <= set(tensors):
+    if inside:
         raise UserError(f"{path} normalises its input and the model does not: build it with "
                         f"normalise={_pair(tensors)}; nothing was loaded")
     if behind:

@@ -25,7 +25,11 @@ NORMALISATION = re.compile(r"(?:(?:0|norm|normali[sz](?:e|er|ation)(?:_layer)?)\
 OWN_NORMALISATION = {"mean": "normalise.mean", "mu": "normalise.mean", "std": "normalise.std",
                      "sigma": "normalise.std"}
 
-# The same architecture under other names, by source: {start of a name there: start of the name here}.
+# Running statistics: batch norm has them, group norm under the same names has not.
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+# The same architecture under other names, by source: {start of a name there: start of the name here}.  The swish
+# networks of DyART, of Gowal et al. and of RobustBench (DM*) have our names.
 SOURCES: dict[str, dict[str, str]] = {
     "as they are": {},
     "RPAT part 1, wide ResNets": {"linear.": "fc."},
@@ -116,6 +120,8 @@ def misfit(theirs: Mapping[str, Shape], ours: Mapping[str, Shape]) -> str | None
     differing = {name: (theirs[name], ours[name]) for name in ours if name in theirs and theirs[name] != ours[name]}
     if not (missing or unexpected or differing):
         return None
+    if said := _only_norm(missing, unexpected, theirs, ours):
+        return said
     if not missing and not unexpected and (said := _only_classes(differing, list(ours)) or _only_channels(differing)):
         return said
     said = [f"{what} {listed(names)}" for what, names in (
@@ -123,6 +129,18 @@ def misfit(theirs: Mapping[str, Shape], ours: Mapping[str, Shape]) -> str | None
         ("of another shape", [f"{name} (file {_shape(there)}, model {_shape(here)})"
                               for name, (there, here) in differing.items()])) if names]
     return f"is of another network than the model: {'; '.join(said)}; build the network that it was made with"
+
+
+def _only_norm(missing: list[str], unexpected: list[str], theirs: Mapping[str, Shape],
+               ours: Mapping[str, Shape]) -> str | None:
+    """The kind of normalisation layer, where one side has all the running statistics and nothing else too many."""
+    lacks, extra = (ours, unexpected) if unexpected else (theirs, missing)
+    if (missing and unexpected) or not extra or not all(name.endswith(STATISTICS) for name in extra):
+        return None
+    if any(name.endswith(STATISTICS) for name in lacks):
+        return None
+    there, here = ("batch", "group") if unexpected else ("group", "batch")
+    return f"has {there} norm and the model {here} norm: build it with norm={there}"
 
 
 def _only_classes(differing: Mapping[str, tuple[Shape, Shape]], names: list[str]) -> str | None:

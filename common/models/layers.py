@@ -7,7 +7,8 @@ from torch import nn
 from common.errors import UserError
 
 ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "silu": nn.SiLU}
-NORMS = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(gcd(32, channels), channels)}
+NORMS = {"batch": lambda channels, momentum: nn.BatchNorm2d(channels, momentum=momentum),
+         "group": lambda channels, momentum: nn.GroupNorm(gcd(32, channels), channels)}
 
 
 def activation_layer(name: str) -> nn.Module:
@@ -17,11 +18,12 @@ def activation_layer(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-def norm_layer(name: str, channels: int) -> nn.Module:
-    """`batch`: BatchNorm2d; `group`: GroupNorm with gcd(32, channels) groups, which has no running statistics."""
+def norm_layer(name: str, channels: int, momentum: float = 0.1) -> nn.Module:
+    """`batch`: BatchNorm2d, whose running statistics take `momentum` of each batch; `group`: GroupNorm with
+    gcd(32, channels) groups, which has no running statistics."""
     if name not in NORMS:
         raise UserError(f"there is no normalisation layer {name!r}: choose one of {', '.join(NORMS)}")
-    return NORMS[name](channels)
+    return NORMS[name](channels, momentum)
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:

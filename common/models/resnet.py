@@ -1,4 +1,4 @@
-"""ResNets for small images: 3x3 stem of stride 1, no max-pool, four stages of widths 1, 2, 4, 8 times the base.
+"""ResNets for small images: 3x3 stem, no max-pool, four stages of widths 1, 2, 4, 8 times the base.
 
 Source: He et al. 2016 (arXiv:1512.03385) in the form that the robustness literature uses on CIFAR.  The names of the
 state dict are those of the AdaRAT code and of RobustBench.
@@ -63,15 +63,16 @@ def shortcut(channels_in: int, channels_out: int, stride: int, norm: str) -> nn.
 class ResNet(nn.Module):
     """(B,channels,H,W) in [0,1] -> logits (B,classes); any H, W >= 8.  Torch's default initialisation.
 
-    `blocks`: blocks per stage; `width`: channels of the first stage; `normalise`: a module for the first step.
+    `blocks`: blocks per stage; `width`: channels of the first stage; `stem_stride`: of the first convolution (RPAT has
+    2 for 64x64 images); `normalise`: a module for the first step.
     """
 
     def __init__(self, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, int, int, int], *, classes: int,
-                 channels: int = 3, width: int = 64, activation: str = "relu", norm: str = "batch",
-                 normalise: nn.Module | None = None):
+                 channels: int = 3, width: int = 64, stem_stride: int = 1, activation: str = "relu",
+                 norm: str = "batch", normalise: nn.Module | None = None):
         super().__init__()
         self.normalise = normalise or nn.Identity()
-        self.conv1 = conv3x3(channels, width)
+        self.conv1 = conv3x3(channels, width, stem_stride)
         self.bn1 = norm_layer(norm, width)
         channels_in = width
         for stage, count in enumerate(blocks):

@@ -53,18 +53,20 @@ class WideResNet(nn.Module):
     """WRN-depth-widen: (B,channels,H,W) in [0,1] -> logits (B,classes); any H, W >= 8.
 
     Initialisation: convolutions N(0, 2/(k*k*out)), normalisation layers 1 and 0, the last bias 0.
-    `dropout`: probability after the second activation of each block; `normalise`: a module for the first step.
+    `dropout`: probability after the second activation of each block; `stem_stride`: of the first convolution (RPAT has
+    2 for 64x64 images); `normalise`: a module for the first step.
     """
 
     def __init__(self, depth: int, widen: int, *, classes: int, channels: int = 3, dropout: float = 0.0,
-                 activation: str = "relu", norm: str = "batch", normalise: nn.Module | None = None):
+                 stem_stride: int = 1, activation: str = "relu", norm: str = "batch",
+                 normalise: nn.Module | None = None):
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"the depth of a wide ResNet is 6*n + 4, not {depth}")
         blocks = (depth - 4) // 6
         stem, one, two, three = 16, 16 * widen, 32 * widen, 64 * widen
         self.normalise = normalise or nn.Identity()
-        self.conv1 = conv3x3(channels, stem)
+        self.conv1 = conv3x3(channels, stem, stem_stride)
         self.block1 = WideStage(blocks, stem, one, 1, dropout, activation, norm)
         self.block2 = WideStage(blocks, one, two, 2, dropout, activation, norm)
         self.block3 = WideStage(blocks, two, three, 2, dropout, activation, norm)

@@ -1,57 +1,20 @@
 """The networks: the originals' names, shapes, parameter counts and logits (tests/golden/models.*), and the options."""
 
 import copy
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.checkpoint import load_weights, save_state
 from common.errors import UserError
 from common.models import Normalise, build, count_parameters, names
-from common.models.preact_resnet import PreActResNet
 from common.models.resnet import Bottleneck, ResNet
 from common.models.wide_resnet import WideResNet
+from common.tests.golden_models import DESCRIBED, check_logits, rule_state
 
-GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
-DESCRIBED = json.loads((GOLDEN / "models.json").read_text(encoding="utf-8"))
-RESNETS = ("resnet18", "resnet34", "resnet50", "preactresnet18")
-
-
-def rule_state(described: dict[str, list[int]]) -> dict[str, Tensor]:
-    """The weights that the golden logits were made with: a function of place and name in the original's state dict."""
-    state = {}
-    for k, (name, shape) in enumerate(described.items()):
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.tensor(0)
-            continue
-        wave = torch.sin(0.37 * torch.arange(math.prod(shape), dtype=torch.float64) + k).reshape(shape)
-        if name.endswith("running_var"):
-            wave = 1 + 0.1 * wave
-        elif name.endswith(("running_mean", "bias")):
-            wave = 0.05 * wave
-        elif len(shape) == 1:
-            wave = 1 + 0.1 * wave
-        else:
-            wave = wave * math.sqrt(2 / math.prod(shape[1:]))
-        state[name] = wave.float()
-    return state
-
-
-def rule_input(shape: list[int]) -> Tensor:
-    return (0.5 + 0.5 * torch.sin(0.11 * torch.arange(math.prod(shape), dtype=torch.float64))).reshape(shape).float()
-
-
-def check_logits(model: nn.Module, original: str) -> None:
-    reference = torch.from_numpy(np.load(GOLDEN / "models.npz")[original])
-    with torch.inference_mode():
-        logits = model.eval()(rule_input(DESCRIBED[original]["input"]))
-    scale = reference.abs().max().item()
-    torch.testing.assert_close(logits, reference, rtol=1e-3, atol=1e-4 * scale)
+RESNETS = ("resnet18", "resnet34", "resnet50", "preactresnet18", "preactresnet50")
 
 
 @pytest.mark.parametrize(("original", "name", "classes", "dropout"), [
@@ -88,8 +51,9 @@ def test_originals_of_another_order_or_other_names_load_through_the_reader(tmp_p
 
 @pytest.mark.parametrize(("name", "classes", "parameters"), [
     ("resnet18", 10, 11_173_962), ("resnet18", 100, 11_220_132), ("resnet18", 200, 11_271_432),
-    ("resnet34", 10, 21_282_122), ("resnet50", 10, 23_520_842),
+    ("resnet34", 10, 21_282_122), ("resnet50", 10, 23_520_842), ("resnet101", 10, 42_512_970),
     ("preactresnet18", 10, 11_172_170), ("preactresnet18", 100, 11_218_340), ("preactresnet18", 200, 11_269_640),
+    ("preactresnet34", 200, 21_377_800), ("preactresnet50", 200, 23_902_472), ("wrn-34-20", 10, 184_531_674),
     ("wrn-28-10", 10, 36_479_194), ("wrn-28-10", 100, 36_536_884), ("wrn-28-10", 200, 36_600_984),
     ("wrn-34-10", 10, 46_160_474), ("wrn-34-10", 100, 46_218_164), ("wrn-34-10", 200, 46_282_264),
 ])
@@ -106,14 +70,10 @@ def test_parameter_counts_of_rpats_resnet18_with_bottlenecks(classes, parameters
         assert count_parameters(ResNet(Bottleneck, (2, 2, 2, 2), classes=classes)) == parameters
 
 
-def test_parameter_count_of_a_preactivated_resnet34():
-    with torch.device("meta"):
-        assert count_parameters(PreActResNet((3, 4, 6, 3), classes=200)) == 21_377_800
-
-
 @pytest.mark.parametrize(("name", "layers", "floats"), [
     ("resnet18", 20, 9_600), ("resnet34", 36, None), ("resnet50", 53, None), ("preactresnet18", 17, 7_808),
-    ("wrn-28-10", 25, 17_952), ("wrn-34-10", 31, 22_432), ("small", 3, 320),
+    ("resnet101", 104, None), ("preactresnet34", 33, None), ("preactresnet50", 49, None),
+    ("wrn-28-10", 25, 17_952), ("wrn-34-10", 31, 22_432), ("wrn-34-20", 31, None), ("small", 3, 320),
 ])
 def test_batch_norm_layers_and_running_statistics(name, layers, floats):
     with torch.device("meta"):
@@ -260,7 +220,12 @@ def test_the_small_network_learns_the_digits():
 
 
 def test_names_are_those_that_build_knows():
-    assert names() == ("resnet18", "resnet34", "resnet50", "preactresnet18", "wrn-28-10", "wrn-34-10", "small")
+    published = {
+        "resnet18", "resnet34", "resnet50", "resnet101", "preactresnet18", "preactresnet34", "preactresnet50",
+        "preactresnet101", "preactresnet18-swish", "preactresnet34-swish", "wrn-28-10", "wrn-34-10", "wrn-34-20",
+        "wrn-28-10-swish", "wrn-34-10-swish", "wrn-34-20-swish", "wrn-70-16-swish"}
+    assert published | {"small", "wrn-10-1-swish", "wrn-16-2-swish"} <= set(names())
+    assert len(names()) == len(set(names()))
     with torch.device("meta"):
         for name in names():
             assert build(name, classes=10)(torch.empty(2, 3, 32, 32)).shape == (2, 10)
