@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from common.attacks import PGD, fgsm
 from common.data import Split, augment
 from common.data.splits import to_float
 from common.evaluation.judging import judged
-from common.seeds import fold
-from common.types import StepContext
+from common.evaluation.validating import in_batches, mean
 
 BATCH = 128                 # the originals' test batch; it matters only to `batch_means`
 
@@ -43,23 +42,14 @@ class Validation:
         return numbers
 
     def measure(self, network: nn.Module, name: str) -> tuple[float, float]:
-        """Accuracy and mean loss under one attack; one fetch from the device."""
+        """Accuracy and mean loss under one attack; two fetches from the device, at the end."""
         right, losses = [], []
-        for number, start in enumerate(range(0, len(self.split), BATCH)):
-            generator = torch.Generator(self.split.device).manual_seed(fold(self.seed, "validate", name, number))
-            images = self.split.images[start:start + BATCH]
-            if self.test_crop:
-                images = augment(images, generator, 4)
-            x, y = to_float(images), self.split.labels[start:start + BATCH]
+        for images, y, ctx in in_batches(self.split, BATCH, self.seed, name):
+            x = to_float(augment(images, ctx.generator, 4) if self.test_crop else images)
             if (attack := self.attacks[name]) is not None:
-                x = attack(network, x, y, StepContext(generator=generator))
+                x = attack(network, x, y, ctx)
             with torch.no_grad():
                 logits = network(x)
             right.append((logits.argmax(1) == y).float())
             losses.append(F.cross_entropy(logits, y, reduction="none"))
-        return self.mean(right), self.mean(losses)
-
-    def mean(self, batches: list[Tensor]) -> float:
-        """The mean over images, or over batches."""
-        values = torch.stack([batch.mean() for batch in batches]) if self.batch_means else torch.cat(batches)
-        return values.mean().item()
+        return mean(right, self.batch_means), mean(losses, self.batch_means)

@@ -40,6 +40,28 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
 
 
+@contextmanager
+def untracked(model: nn.Module) -> Iterator[nn.Module]:
+    """BatchNorm keeps no running statistics for the length of a block: in train mode it normalises by the batch and
+    forgets it.  Not for eval mode, where it would normalise by the batch as well.
+
+    Statistics that move all the same, as something in the block switched them on, are a RuntimeError.
+    """
+    norms = [(module, module.track_running_stats) for module in model.modules() if isinstance(module, _NormBase)]
+    before = _statistics(model)
+    for module, _ in norms:
+        module.track_running_stats = False
+    try:
+        yield model
+    finally:
+        for module, flag in norms:
+            module.track_running_stats = flag
+    moved = [name for name, state in _statistics(model).items() if before.get(name) != state]
+    if moved:
+        raise RuntimeError(f"running statistics moved although they are not tracked: {', '.join(moved[:3])} "
+                           f"({len(moved)} in all)")
+
+
 def _statistics(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Name -> (identity, version) of every running statistic: shows a write without reading from the device.
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from common.attacks.balls import Ball, ball
 from common.attacks.losses import cross_entropy, cw_loss, kl_to
+from common.attacks.starts import Displacement, in_ball
 from common.types import LossPerImage, StepContext
 
 
@@ -27,8 +28,9 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: LossPerImage) -
 class PGD:
     """`steps` steps of `step_size` uphill on `loss`, each projected into the ball and then into [0,1].
 
-    The start is random in the ball (`random_start`, else x itself), clipped to [0,1] if `clip_start`.  Images are
-    (B,C,H,W) float in [0,1], eps and step_size in the same units; returns x' detached.  Only `ctx` is random.
+    The start is random (`random_start`, else x itself), displaced from x as `displace` says, by itself inside the
+    ball, and clipped to [0,1] if `clip_start`.  Images are (B,C,H,W) float in [0,1], eps and step_size in the same
+    units; returns x' detached.  Only `ctx` is random.
     """
 
     eps: float
@@ -38,6 +40,7 @@ class PGD:
     loss: LossPerImage = cross_entropy
     random_start: bool = True
     clip_start: bool = True
+    displace: Displacement = in_ball
 
     def __post_init__(self):
         if self.steps < 0 or not self.step_size >= 0:
@@ -56,7 +59,7 @@ class PGD:
         """Where the first gradient is taken (B,C,H,W)."""
         if not self.random_start:
             return x.detach().clone()
-        start = x.detach() + self.ball.start(x, ctx)
+        start = x.detach() + self.displace(self.ball, x, ctx)
         return start.clamp(0, 1) if self.clip_start else start
 
     def from_start(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
