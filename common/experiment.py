@@ -167,8 +167,8 @@ def load_data(spec: str, data_dir: str | None, *, n_train: int | None = None, he
 
 def dataset_name(spec: str) -> str:
     """The folder's name for a data set: cifar10, or the stem of the file or folder behind npz: and folder:."""
-    kind, colon, path = spec.partition(":")
-    return Path(path.partition("?")[0]).name.removesuffix(".npz") if colon else kind
+    kind, colon, path = spec.partition("?")[0].partition(":")
+    return Path(path).name.removesuffix(".npz") if colon else kind
 
 
 def build_network(description: Mapping[str, Any]) -> nn.Module:

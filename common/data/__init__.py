@@ -10,6 +10,7 @@ from common.data.digits import load_digits
 from common.data.folder import load_folder
 from common.data.npz import load_npz
 from common.data.splits import DataSet, Split, hold_out, to_float
+from common.data.tiny_imagenet import load_tiny_imagenet
 from common.data.vision import SOURCES, load_vision
 from common.errors import UserError
 
@@ -19,11 +20,14 @@ __all__ = ["NAMED", "Batches", "DataSet", "Split", "augment", "hold_out", "load"
 NAMED: dict[str, Callable[[Path], DataSet]] = {
     **{name: partial(load_vision, name) for name in SOURCES},
     "digits": lambda data_dir: load_digits(),
+    "tiny-imagenet": load_tiny_imagenet,
+    "tiny-imagenet?subset": partial(load_tiny_imagenet, subset=True),
 }
 
 
 def load(spec: str, *, data_dir: Path = Path("data")) -> DataSet:
-    """The data set that `spec` names: a name in NAMED, npz:PATH, or folder:PATH (folder:PATH?size=64 resizes).
+    """The data set that `spec` names: a name in NAMED, npz:PATH, or folder:PATH (folder:PATH?size=64 resizes,
+    tiny-imagenet?subset takes what there is of it).
 
     What must be downloaded or cached goes into `data_dir`; data/README.md has the layouts.  Raises UserError with one
     line for anything that is missing, damaged, or not as it should be.

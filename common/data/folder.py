@@ -2,17 +2,15 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common.data import folder_cache
+from common.data.decode import in_parallel, opened
 from common.data.npz import slug
 from common.data.splits import DataSet, Split
 from common.errors import UserError
@@ -20,7 +18,6 @@ from common.errors import UserError
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp", ".gif"}
 GREY = {"1", "L", "LA"}
 DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}          # Pillow's modes of more than 8 bits per channel
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def load_folder(spec: str, *, data_dir: Path) -> DataSet:
     root, size = _parsed(spec)
     train, test, second = _scan(root)
     parts = {"train": train, second: test}
-    key = folder_cache.key([path for part in parts.values() for path in part.paths], root, size)
+    key = folder_cache.key([path for part in parts.values() for path in part.paths], root, f"size={size}")
     cache = Path(data_dir) / ".cache" / f"{slug(root.resolve().name)}-{key[:16]}.npz"
     images = folder_cache.read(cache, key, [len(part.paths) for part in parts.values()])
     if images is None:
@@ -153,9 +150,9 @@ def _decoded(root: Path, parts: list[Part], size: int | None) -> list[np.ndarray
     headers: list[tuple[tuple[int, int], str]] = [((0, 0), "")] * len(paths)
 
     def read_header(position: int) -> None:
-        headers[position] = _opened(paths[position], lambda image: (image.size, image.mode))
+        headers[position] = opened(paths[position], lambda image: (image.size, image.mode))
 
-    _in_parallel(read_header, range(len(paths)), "reading headers")
+    in_parallel(read_header, range(len(paths)), "reading headers")
     for path, (_, mode) in zip(paths, headers, strict=True):
         if mode in DEEP:
             raise UserError(f"{path} has more than 8 bits per channel (mode {mode}): convert it to 8 bits")
@@ -174,22 +171,10 @@ def _decoded(root: Path, parts: list[Part], size: int | None) -> list[np.ndarray
         def pixels(image: Any) -> np.ndarray:
             return np.asarray(_resized(image.convert("RGB" if colour else "L"), size)).reshape(height, width, -1)
 
-        out[position] = _opened(paths[position], pixels).transpose(2, 0, 1)
+        out[position] = opened(paths[position], pixels).transpose(2, 0, 1)
 
-    _in_parallel(decode, range(len(paths)), "decoding images")
+    in_parallel(decode, range(len(paths)), "decoding images")
     return np.split(out, np.cumsum([len(part.paths) for part in parts])[:-1])
-
-
-def _opened(path: Path, use: Callable[[Any], T]) -> T:
-    """use(the image in `path`); UserError that names the file if it is not one."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return use(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read the image {path} ({reason[:160]}): replace or remove it") from error
 
 
 def _resized(image: Any, size: int | None) -> Any:
@@ -204,24 +189,3 @@ def _resized(image: Any, size: int | None) -> Any:
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
-
-
-def _in_parallel(work: Callable[[int], None], positions: Iterable[int], what: str) -> None:
-    """Threads suffice: Pillow decodes outside the interpreter's lock.  The first failure in order is raised."""
-    positions = list(positions)
-    chunks = [positions[start:start + 64] for start in range(0, len(positions), 64)]
-
-    def work_off(chunk: list[int]) -> int:
-        for position in chunk:
-            work(position)
-        return len(chunk)
-
-    with (ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool,
-          tqdm(total=len(positions), desc=what, unit="image", disable=None, delay=1) as bar):
-        pending = [pool.submit(work_off, chunk) for chunk in chunks]
-        try:
-            for future in pending:
-                bar.update(future.result())
-        finally:
-            for future in pending:
-                future.cancel()

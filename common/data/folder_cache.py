@@ -13,9 +13,10 @@ from common.files import replacing
 VERSION = 1                    # raise when decoding changes
 
 
-def key(paths: list[Path], root: Path, size: int | None) -> str:
-    """sha256 (hex) over the relative paths, sizes and modification times (ns) of the files, and the options."""
-    digest = hashlib.sha256(f"decoded {VERSION} size={size}\n".encode())
+def key(paths: list[Path], root: Path, options: str) -> str:
+    """sha256 (hex) over the relative paths, sizes and modification times (ns) of the files in any order, and `options`,
+    which says all else that decides the arrays."""
+    digest = hashlib.sha256(f"decoded {VERSION} {options}\n".encode())
     lines = []
     for path in paths:
         try:

@@ -85,8 +85,8 @@ def check_labels(split: Split, classes: int, where: str) -> None:
                         "number both alike, or add class_names")
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of the file that matter to us, without ever unpickling."""
+def check_is_npz(path: Path) -> None:
+    """UserError unless `path` is a zip file with its end; what is in it is not looked at."""
     if path.is_dir():
         raise UserError(f"{path} is a folder, not an npz file: use folder:{path} for a folder of images")
     try:
@@ -101,6 +101,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                         "write one with numpy.savez (data/README.md gives the layout)")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is cut off, its end is missing: copy or download it again")
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of the file that matter to us, without ever unpickling."""
+    check_is_npz(path)
     arrays: dict[str, np.ndarray] = {}
     key = "the list of arrays"
     try:

@@ -151,12 +151,14 @@ def test_a_damaged_byte_never_gives_a_traceback(tmp_path_factory, position, valu
     ("cifar", "did you mean cifar10?"), ("CIFAR10", "did you mean cifar10?"), ("CIFAR-100", "did you mean cifar100?"),
     ("fashionmnist", "did you mean fashion-mnist?"), ("imagenet-22k-full", "unknown data set 'imagenet-22k-full';"),
     ("some/where.npz", "did you mean npz:some/where.npz?"), ("npz:", "names no path: write npz:PATH"),
-    ("folder:", "names no path"), ("zip:a", "unknown data set 'zip:a'"), ("", "unknown data set ''")])
+    ("folder:", "names no path"), ("tinyimagenet", "did you mean tiny-imagenet?"),
+    ("zip:a", "unknown data set 'zip:a'"), ("", "unknown data set ''")])
 def test_unknown_data_sets(tmp_path, spec, says):
     line = refused(tmp_path, spec)
     assert says in line
     if "unknown" in line:
-        assert "cifar10, cifar100, mnist, fashion-mnist, digits, npz:PATH, folder:PATH" in line
+        assert ("cifar10, cifar100, mnist, fashion-mnist, digits, tiny-imagenet, tiny-imagenet?subset, npz:PATH, "
+                "folder:PATH") in line
 
 
 # --- folders
