@@ -11,6 +11,7 @@ METHODS ?=
 DATA    ?=
 DATA_DIR ?=
 DEVICE  ?=
+EXTRA   ?=
 
 # The stamp's name holds the lock's checksum: an edited lock is installed again, an unchanged one never.
 LOCK  := $(shell cksum < requirements.lock | tr -dc '0-9')
@@ -25,15 +26,17 @@ PLANNER = $(or $(shell for python in $(PYTHON) $(PYTHONS); do \
 quoted = '$(subst ','\'',$(value $(1)))'
 
 .PHONY: help setup quick test test-slow test-all lint bench report clean-build \
-        reproduce-adarat-cifar10 reproduce-adarat-cifar100
+        reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
+        reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet
 .DEFAULT_GOAL := help
 .SUFFIXES:
 
 help: ## List every target
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-28s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-31s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  Variables of reproduce-*: BUDGET=smoke|short|gpu|full (gpu with a CUDA device, else short)  SEEDS=1,2,3'
 	@echo '    METHODS="PGD-AT TRADES"  DATA=npz:PATH  DATA_DIR=PATH  DEVICE=cuda:1'
+	@echo '    EXTRA=FILE.npz (additional images of reproduce-dyart-cifar10-extra; default: cifar10_ddpm.npz in data/)'
 	@echo '    LAUNCH="nice -n 10" (a command that each training is started with)'
 	@echo '  Variables of all: PYTHON=python3 SETUP=0 (use that Python, install nothing)  PYTHON3=PATH (makes .venv)'
 
@@ -100,11 +103,20 @@ reproduce-adarat-cifar10: $(READY) ## AdaRAT on CIFAR-10: teachers, all methods 
 reproduce-adarat-cifar100: $(READY) ## AdaRAT on CIFAR-100, likewise
 	$(call reproduce,adarat,cifar100)
 
+reproduce-dyart-cifar10: $(READY) ## DyART on CIFAR-10: burn-in, DyART, baselines, evaluation over eps, table, figures
+	$(call reproduce,dyart,cifar10)
+
+reproduce-dyart-cifar10-extra: $(READY) ## DyART on CIFAR-10 with additional images (EXTRA=FILE): burn-in, DyART, likewise
+	$(call reproduce,dyart,cifar10-extra)
+
+reproduce-dyart-tiny-imagenet: $(READY) ## DyART on Tiny-ImageNet, as on CIFAR-10
+	$(call reproduce,dyart,tiny-imagenet)
+
 # `+`: also under `make -n`, which then shows the commands; writing the rules starts nothing.
 define reproduce
 +@$(PLANNER) -m scripts.make_rules $(1) $(2) --budget $(call quoted,BUDGET) --seeds $(call quoted,SEEDS) \
   --methods $(call quoted,METHODS) --data $(call quoted,DATA) --data-dir $(call quoted,DATA_DIR) \
-  --device $(call quoted,DEVICE)
+  --device $(call quoted,DEVICE) --extra $(call quoted,EXTRA)
 +@$(MAKE) $(JOBS) --no-print-directory -f build/rules-$(1)-$(2).mk PYTHON=$(call quoted,PYTHON) \
   LAUNCH=$(call quoted,LAUNCH) all
 endef

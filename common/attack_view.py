@@ -6,9 +6,13 @@ that no pass casts them again.  In eval mode each batch norm that follows a conv
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
+
+from common import winograd
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -69,6 +73,25 @@ class AttackView(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.graph(x.to(dtype=self.dtype, memory_format=torch.channels_last)).float()
+
+
+class SearchView(AttackView):
+    """The view of a boundary search: eval mode, float32, wide 3x3 convolutions by `common.winograd` on a CPU."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__(network, training=False, dtype=torch.float32)
+        self.wide = winograd.replace(self.graph)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While it lasts, the wide convolutions have their filters as of `refresh`, four times the weights' memory."""
+        try:
+            for convolution in self.wide:
+                convolution.take()
+            yield
+        finally:
+            for convolution in self.wide:
+                convolution.drop()
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:

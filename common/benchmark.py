@@ -1,15 +1,28 @@
-"""What benchmarks measure with: seconds of blocks of work, their spread, and the useful operations of a network."""
+"""What benchmarks measure with: seconds of blocks of work, their spread, memory, the useful operations of a network."""
 
 import copy
+import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from common.render import DASH
+
+
+class Pace(Protocol):
+    """How often a row is measured."""
+
+    rounds: int
+    limit: float | None                             # seconds, of all rows together
 
 
 @dataclass
@@ -53,6 +66,29 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
+def peak_bytes(device: torch.device, block: Callable[[], Any]) -> int | None:
+    """The most memory that tensors took at once during the block, beyond what lay there before it; None on devices
+    that do not say.  On a CPU every allocation of a tensor is listed by the profiler, which is slow.
+    """
+    if device.type == "cuda":
+        timed = Timings(1)
+        timed.time(device, block)
+        return timed.peak_bytes
+    if device.type != "cpu":
+        return None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
+        block()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    taken, most = 0, 0
+    for event in sorted((each for each in events if each.get("name") == "[memory]"), key=lambda each: each["ts"]):
+        taken += event["args"]["Bytes"]
+        most = max(most, taken)
+    return most
+
+
 def forward_operations(network: nn.Module, size: int = 32) -> int:
     """Useful operations of one image's forward pass: 2 per multiply-add, products with zero padding not counted."""
     total = 0
@@ -78,3 +114,44 @@ def forward_operations(network: nn.Module, size: int = 32) -> int:
 def repeat(times: int, run: Callable[..., Any], *values: Any) -> None:
     for _ in range(times):
         run(*values)
+
+
+def rounds(settings: Pace, started: float, share: float) -> Iterator[None]:
+    """The rounds of a row, at least one: none is begun after `share` of the time limit."""
+    for index in range(settings.rounds):
+        if index and settings.limit is not None and time.perf_counter() - started > share * settings.limit:
+            return
+        yield
+
+
+# --- rows of a table: the originals' way beside ours ---
+
+def summary(name: str, title: str, batch: int, old: Timings, new: Timings) -> dict[str, Any]:
+    """A row: both ways, the ratio of the medians, and how far the rounds' own ratios spread."""
+    each = [ours / theirs for theirs, ours in zip(old.rates, new.rates, strict=True)]
+    return {"name": name, "title": title, "batch": batch, "originals": old.record(), "ours": new.record(),
+            "ratio": median(new.rates) / median(old.rates), "ratio_min": min(each), "ratio_max": max(each)}
+
+
+def digits(value: float) -> str:
+    """Three figures, or all before the point."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """The row as text."""
+    found = [row["title"], str(row["batch"])]
+    for way in ("originals", "ours"):
+        middle, low, high = (digits(row[way]["images_per_second"][key]) for key in ("median", "min", "max"))
+        found.append(f"{middle} ({low} to {high})")
+    found.append(f"{row['ratio']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})")
+    for way in ("originals", "ours"):
+        share, peak = row[way].get("share_of_matrix_rate"), row[way]["peak_bytes"]
+        found += [DASH if share is None else f"{share:.0%}", DASH if not peak else f"{peak / 2 ** 20:,.0f} MiB"]
+    return tuple(found)
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """What is said as soon as the row is done."""
+    title, batch, old, new, ratio, *_ = cells(row)
+    return f"{title}, batch {batch}: {old} -> {new} images/s, ratio {ratio}"

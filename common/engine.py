@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.attack_view import AttackView, cannot_view
+from common.attack_view import AttackView, SearchView, cannot_view
 from common.attacks.mode import frozen, mode
 from common.environment import processor, processors
 from common.errors import UserError
@@ -49,7 +49,7 @@ class Engine:
     channels_last: bool = False
     fast_attacks: bool = False
     notes: list[str] = field(default_factory=list, compare=False)
-    _views: dict[tuple[int, bool], Any] = field(default_factory=dict, compare=False, repr=False)
+    _views: dict[tuple[int, bool, bool], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str = "auto") -> "Engine":
@@ -87,16 +87,33 @@ class Engine:
             view = self._view(network, training)
             yield self.runner(network) if view is None else view
 
-    def _view(self, network: nn.Module, training: bool) -> AttackView | None:
+    @contextmanager
+    def searching(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Yield the network in float32, eval mode, parameters frozen, whatever the engine's precision.
+
+        On the fast path batch norm is folded into the convolutions, and on a CPU wide 3x3 convolutions are computed
+        with fewer products (`common.winograd`), which rounds them more coarsely.
+        """
+        network = model.network if isinstance(model, Runner) else model
+        with mode(network, training=False), frozen(network):
+            view = self._view(network, training=False, searches=True)
+            if view is None:
+                yield network
+            else:
+                with view.held():
+                    yield view
+
+    def _view(self, network: nn.Module, training: bool, searches: bool = False) -> AttackView | None:
         if not self.fast_attacks:
             return None
-        key = (id(network), training)
+        key = (id(network), training, searches)
         if key not in self._views:
             reason = cannot_view(network)
             if reason:
-                self.notes.append(f"attacks run on the plain path: {reason}")
+                self.notes.append(f"{'searches' if searches else 'attacks'} run on the plain path: {reason}")
             # The network is kept beside its view, so that no other one can come by its id.
-            self._views[key] = (network, None if reason else AttackView(network, training, torch.bfloat16))
+            make = (lambda: SearchView(network)) if searches else lambda: AttackView(network, training, torch.bfloat16)
+            self._views[key] = (network, None if reason else make())
         _, view = self._views[key]
         if view is not None:
             view.refresh()

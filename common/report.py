@@ -146,7 +146,7 @@ def _main(table: Table, reported: list[Reported], dataset: str, title: str,
         texts = []
         for column in table.columns:
             ours = cells[row.method, row.variant, column.evaluator]
-            other = published.best(candidates, column, table.reported_paper)
+            other = published.best(candidates, column, table)
             text = ours.text() if ours else DASH
             if ours and len(counts[column.evaluator]) > 1:
                 text += f" (n={ours.n})"
@@ -210,6 +210,9 @@ def _notes(table: Table, budget: str, runs: Sequence[RunRecord]) -> list[str]:
         notes.append(f"Data {one['name']} ({one.get('source', 'source not recorded')}): {one.get('n_train', '?')} "
                      f"images to train (sha256 {str(one.get('train_fingerprint'))[:12]}), "
                      f"{one.get('n_test', '?')} to test (sha256 {one['test_fingerprint'][:12]}).")
+        if extra := one.get("extra"):
+            notes.append(f"Additional training images: {extra['n']}, {extra['source']} (fingerprint "
+                         f"{extra['fingerprint'][:12]}).")
     for label, texts in (
             ("Quirks of the original kept", [", ".join(sorted(run.run["quirks"])) or "none" for run in runs]),
             ("Trained with", [_made(run.train["environment"]) for run in runs])):
@@ -230,14 +233,13 @@ def _made(made: Mapping[str, Any]) -> str:
 
 
 def _compared(table: Table, grouped: Mapping[tuple[str, str], list[RunRecord]]) -> Grid:
-    """Pairs of variants of one method, on the same images and for the same seed."""
+    """The table's pairs, on the same images and for the same seed."""
     labels, rows = table.labels(), []
-    for method in dict.fromkeys(row.method for row in table.rows):
-        for a, b in table.compare:
-            for column in table.columns:
-                row = _comparison(grouped.get((method, a), []), grouped.get((method, b), []), column, table.plans)
-                if row:
-                    rows.append((f"{labels[method, a]} − {labels[method, b]}", column.title, *row))
+    for a, b in table.pairs():
+        for column in table.columns:
+            row = _comparison(grouped[a], grouped[b], column, table.plans)
+            if row:
+                rows.append((f"{labels[a]} − {labels[b]}", column.title, *row))
     return Grid("Differences, image by image", ("difference", "evaluator", "n", "seeds", "points", "images gained",
                                                 "images lost", "McNemar p"), tuple(rows),
                 ("Points: difference of accuracies in percentage points, mean ± sample standard deviation over seeds, "

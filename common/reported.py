@@ -66,10 +66,10 @@ def of_row(reported: list[Reported], table: Table, dataset: str, row: Row) -> li
             and any(one.method == method and variant in ("*", one.variant) for method, variant in row.reported)]
 
 
-def best(candidates: list[Reported], column: Column, paper: str) -> Reported | None:
-    """The number to stand beside ours: the paper's own before others', last weights before chosen ones (ours are the
-    last), then by class and order in the file; a metric named earlier in `column.reported` goes before a later one."""
+def best(candidates: list[Reported], column: Column, table: Table) -> Reported | None:
+    """The number to stand beside ours: the paper's own before others', weights chosen as ours are before others, then
+    by class and order in the file; a metric named earlier in `column.reported` goes before a later one."""
     ranked = [one for one in candidates if one.metric in column.reported]
-    return min(ranked, key=lambda one: (column.reported.index(one.metric), one.paper != paper,
-                                        not one.checkpoint.startswith(("last", "final")), one.source_class),
+    return min(ranked, key=lambda one: (column.reported.index(one.metric), one.paper != table.reported_paper,
+                                        not one.checkpoint.startswith(table.reported_weights), one.source_class),
                default=None)

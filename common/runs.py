@@ -7,6 +7,7 @@ A paper's package provides, in `<paper>/runs.py` (which imports no torch):
         methods: tuple[str, ...] as the user typed them, or None for all; data, data_dir, device: str or None, to be
         handed on to the commands in `Run.place`.  A run may only need runs above it in the list.
         An unknown data set or method is a UserError that lists the known ones.
+        extra: str or None, only in the signature of a paper that trains on additional data: the file (EXTRA=).
     TABLE: Table     what its table shows, for every data set
 
 `scripts/make_rules.py` turns the runs into rules for make, `scripts/report.py` the records into the table.
@@ -138,7 +139,9 @@ class Table:
     may stand beside ours; reported_eps: likewise the eps, as written there; reported_datasets: our name -> theirs.
     per_seed: settings that a rule derives from other runs of the same seed (a teacher's hash), so that the seeds of one
     cell may differ in them; the setting that names the rule is still compared.
-    compare: pairs of variants (a, b) that the second table compares image by image, as a minus b.
+    compare: pairs of variants (a, b) that the second table compares image by image, as a minus b, for each method;
+    compare_methods: likewise pairs of methods, for each variant.
+    reported_weights: how the `checkpoint` of a reported number begins that was chosen as ours are: it goes first.
     """
 
     title: str
@@ -146,16 +149,26 @@ class Table:
     columns: tuple[Column, ...]
     per_seed: tuple[str, ...] = ()
     compare: tuple[tuple[str, str], ...] = ()
+    compare_methods: tuple[tuple[str, str], ...] = ()
     plans: tuple[str, ...] = ()                # only results of these plans; all if empty
     reported_file: str = ""
     reported_paper: str = ""                   # its rows go before other papers'
     reported_models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reported_datasets: Mapping[str, str] = field(default_factory=dict)
     reported_eps: str = "8/255"
+    reported_weights: tuple[str, ...] = ("last", "final")
     budget_notes: Mapping[str, str] = field(default_factory=dict)   # budget -> one line under the title
 
     def labels(self) -> dict[tuple[str, str], str]:
         return {(row.method, row.variant): row.label for row in self.rows}
+
+    def pairs(self) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+        """What is compared image by image: pairs of (method, variant), both of them rows."""
+        methods = dict.fromkeys(row.method for row in self.rows)
+        variants = dict.fromkeys(row.variant for row in self.rows)
+        found = [((method, a), (method, b)) for method in methods for a, b in self.compare]
+        found += [((a, variant), (b, variant)) for variant in variants for a, b in self.compare_methods]
+        return [(a, b) for a, b in found if {a, b} <= self.labels().keys()]
 
 
 def numbers(text: str | None, what: str) -> tuple[int, ...] | None:

@@ -94,8 +94,11 @@ class DyART:
         return {}
 
     def __call__(self, model: nn.Module, batch: Batch, ctx: StepContext) -> LossOut:
+        return self.loss(model, batch, self.boundary(model, batch.x, batch.y, ctx), ctx)
+
+    def loss(self, model: nn.Module, batch: Batch, near: Boundary, ctx: StepContext) -> LossOut:
+        """The loss of a batch whose boundary points are known: two passes, in the model's own mode."""
         x, y = batch.x, batch.y
-        near = self.boundary(model, x, y, ctx)
         pull = x.new_zeros(len(x))
         if len(near.index):
             # Before the pass of x, alone: in train mode batch norm sees the kept points as a batch of their own.
@@ -114,7 +117,7 @@ class DyART:
 
         Waits for the device twice, as two shapes depend on it: the images searched, and the points kept.
         """
-        with searchable(model) as network:
+        with searchable(model, fast=True) as network:
             phi = self.phi(network)
             search = self.search(phi, x, y, ctx)
             value, gradient = value_and_gradient(phi, search.points, y[search.index])

@@ -1,9 +1,10 @@
 """Our way against the originals' way, measured in one process, round by round: make bench, or python -m scripts.bench
 
 Rows: the PGD-10 training step with the attack in eval mode and in train mode (quirk attack-train-bn), the attack alone,
-the input pipeline alone.  The originals' way: float32, contiguous NCHW, eager, parameters left trainable during the
-attack, torch.optim.SGD, a DataLoader with one worker and PIL transforms.  Whether the released code takes the gradient
-by loss.backward() is not known; it is taken by torch.autograd.grad, which is the cheaper for them.
+the input pipeline alone; DyART's projection and training step, whose original's way dyart/bench.py states.  PGD-AT's
+original's way: float32, contiguous NCHW, eager, parameters left trainable during the attack, torch.optim.SGD, a
+DataLoader with one worker and PIL transforms.  Whether the released code takes the gradient by loss.backward() is not
+known; it is taken by torch.autograd.grad, which is the cheaper for them.
 
 Images are random bytes (speed does not depend on what they show).  A round times a block of each way, one after the
 other; the ratio is that of the median images per second.  Useful operations: 2 per multiply-add of convolutions and
@@ -32,7 +33,7 @@ from torchvision import transforms
 from adarat.method import AdversarialTraining
 from common import fit, models
 from common.attacks import PGD
-from common.benchmark import Timings, forward_operations, repeat
+from common.benchmark import Timings, cells, forward_operations, repeat, rounds, sentence, summary
 from common.data.batches import Batches
 from common.data.splits import Split
 from common.engine import Engine
@@ -40,8 +41,9 @@ from common.environment import environment, relative_command
 from common.errors import exit_cleanly
 from common.files import write_json, write_text
 from common.flags import Parser, count
-from common.render import DASH, Grid, markdown
+from common.render import Grid, markdown
 from common.types import Batch, StepContext
+from dyart import bench as dyart_bench
 
 LR = 0.01                                           # labels are random: a larger one only blows the weights up
 
@@ -169,23 +171,29 @@ class Ours:
             epoch += 1
 
 
-def rounds(settings: Settings, started: float, share: float) -> Iterator[None]:
-    """The rounds of a row, at least one: none is begun after `share` of the time limit."""
-    for index in range(settings.rounds):
-        if index and settings.limit is not None and time.perf_counter() - started > share * settings.limit:
-            return
-        yield
-
-
-def measure(settings: Settings, engine: Engine, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """All rows, with every timing.  `say` gets a line as each row is done."""
-    device, started, done = engine.device, time.perf_counter(), []
+def measure(settings: Settings, dyart: dyart_bench.Settings, engine: Engine, only: str | None = None,
+            say: Callable[[str], None] = print) -> dict[str, Any]:
+    """All rows, or only those of a paper, with every timing.  `say` gets a line as each row is done."""
+    started, rows = time.perf_counter(), []
     torch.manual_seed(0)
     network = models.build(settings.model, classes=10, width=settings.width)
+    if only != "dyart":
+        rows += measure_adarat(settings, network, engine, say)
+    if only != "adarat":
+        rows += dyart_bench.measure(dyart, copy.deepcopy(network), engine, say)
+    return {"rows": rows, "forward_operations_per_image": forward_operations(network),
+            "seconds": time.perf_counter() - started}
+
+
+def measure_adarat(settings: Settings, network: nn.Module, engine: Engine, say: Callable[[str], None]
+                   ) -> list[dict[str, Any]]:
+    """The rows of PGD-AT and the input pipeline."""
+    device, started, done = engine.device, time.perf_counter(), []
     images = torch.randint(0, 256, (settings.images, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (settings.images,))
     operations = forward_operations(network)
-    ours, theirs = Ours(copy.deepcopy(network), engine, settings), Originals(network, device, settings)
+    ours, theirs = (Ours(copy.deepcopy(network), engine, settings),
+                    Originals(copy.deepcopy(network), device, settings))
     our_batches = ours.loader(images, labels, settings.batch)
     their_batches = theirs.loader(images, labels, settings.batch)
     x, y = next(our_batches)
@@ -224,7 +232,7 @@ def measure(settings: Settings, engine: Engine, say: Callable[[str], None] = pri
     done.append(pipeline(settings, device, theirs.loader(images, labels, settings.load_batch),
                          ours.loader(images, labels, settings.load_batch)))
     say(sentence(done[-1]))
-    return {"rows": done, "forward_operations_per_image": operations, "seconds": time.perf_counter() - started}
+    return done
 
 
 def pipeline(settings: Settings, device: torch.device, theirs: Iterator[Any], ours: Iterator[Any]) -> dict[str, Any]:
@@ -239,37 +247,6 @@ def pipeline(settings: Settings, device: torch.device, theirs: Iterator[Any], ou
     return summary("input-pipeline", "input pipeline alone, 32x32: random crop, flip", settings.load_batch, old, new)
 
 
-def summary(name: str, title: str, batch: int, old: Timings, new: Timings) -> dict[str, Any]:
-    """A row: both ways, the ratio of the medians, and how far the rounds' own ratios spread."""
-    each = [ours / theirs for theirs, ours in zip(old.rates, new.rates, strict=True)]
-    return {"name": name, "title": title, "batch": batch, "originals": old.record(), "ours": new.record(),
-            "ratio": median(new.rates) / median(old.rates), "ratio_min": min(each), "ratio_max": max(each)}
-
-
-def digits(value: float) -> str:
-    """Three figures, or all before the point."""
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
-
-
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """The row as text."""
-    found = [row["title"], str(row["batch"])]
-    for way in ("originals", "ours"):
-        middle, low, high = (digits(row[way]["images_per_second"][key]) for key in ("median", "min", "max"))
-        found.append(f"{middle} ({low} to {high})")
-    found.append(f"{row['ratio']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})")
-    for way in ("originals", "ours"):
-        share, peak = row[way].get("share_of_matrix_rate"), row[way]["peak_bytes"]
-        found += [DASH if share is None else f"{share:.0%}", DASH if not peak else f"{peak / 2 ** 20:,.0f} MiB"]
-    return tuple(found)
-
-
-def sentence(row: dict[str, Any]) -> str:
-    """What is said as soon as the row is done."""
-    title, batch, old, new, ratio, *_ = cells(row)
-    return f"{title}, batch {batch}: {old} -> {new} images/s, ratio {ratio}"
-
-
 def table(record: dict[str, Any]) -> Grid:
     """The table, its columns as wide as their widest cell, and what one must know to read it."""
     header = ("what", "batch", "originals, images/s", "ours, images/s", "ratio", "originals, share", "memory",
@@ -278,19 +255,23 @@ def table(record: dict[str, Any]) -> Grid:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     header, *rows = (tuple(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
     where, settings = record["environment"], record["settings"]
-    engine, load, size = where["engine"], where["load_average"], settings["matrix"]
-    rate = record["rows"][0]["matrix_operations_per_second"]
+    engine, load, names = where["engine"], where["load_average"], {row["name"] for row in record["rows"]}
     notes = [f"{where['device']}; {where['threads']} threads; torch {where['torch']}; {where['started']}; "
              f"`{record['command']}`",
              "images per second: median (min to max) over the rounds; ratio: of the medians (min to max of the rounds)",
              f"ours: {engine['precision']}{', channels-last' * engine['channels_last']}"
-             f"{', attacks on copies of the weights (folded in eval mode)' * engine['fast_attacks']}",
-             "originals: float32 (torch's default: TF32 in CUDA's convolutions), contiguous NCHW, eager, parameters "
-             "trainable while attacking, torch.autograd.grad, a DataLoader with one worker and PIL transforms",
-             f"share: useful operations (zero padding left out) per second, of the {rate / 1e9:,.0f} GFLOP/s (row 1) "
-             f"of a {engine['precision']} product of {size} x {size} in the same rounds; a forward pass takes "
-             f"{record['forward_operations_per_image'] / 1e9:.3f} GFLOP, N attack steps 2N of them, training 3 more",
-             "memory: peak on the device beyond what lay there before the block (CUDA only); images: random bytes"]
+             f"{', attacks on copies of the weights (folded in eval mode)' * engine['fast_attacks']}"]
+    if "pgd-training" in names:
+        rate, size = record["rows"][0]["matrix_operations_per_second"], settings["matrix"]
+        notes += ["originals: float32 (torch's default: TF32 in CUDA's convolutions), contiguous NCHW, eager, "
+                  "parameters trainable while attacking, torch.autograd.grad, a DataLoader with one worker and PIL "
+                  "transforms",
+                  f"share: useful operations (zero padding left out) per second, of the {rate / 1e9:,.0f} GFLOP/s (row "
+                  f"1) of a {engine['precision']} product of {size} x {size} in the same rounds; a forward pass takes "
+                  f"{record['forward_operations_per_image'] / 1e9:.3f} GFLOP, N attack steps 2N, training 3 more"]
+    notes.append("memory: peak on the device beyond what lay there before the block (CUDA only); images: random bytes")
+    if "dyart-step" in names:
+        notes += dyart_bench.notes(record["dyart_settings"], record["rows"])
     if load is not None and load > 0.3:
         notes.append(f"other work ran here (load average {load:.1f} before the start): the figures are disturbed")
     return Grid(f"Speed of {settings['model']} on {where['device']}", header, tuple(rows), tuple(notes))
@@ -298,10 +279,11 @@ def table(record: dict[str, Any]) -> Grid:
 
 def main(argv: list[str] | None = None) -> int:
     parse = Parser(prog="python -m scripts.bench", description=__doc__.splitlines()[0])
-    parse.add_argument("--quick", action="store_true", help="under 40 seconds on 2 cores: half the batch, two rounds")
+    parse.add_argument("--quick", action="store_true", help="about a minute on 2 cores: half the batch, two rounds")
     parse.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parse.add_argument("--batch", type=count, help="images per step; by default 128, on a CPU 32, quick 16")
-    parse.add_argument("--rounds", type=count, help="without a time limit; by default 5, quick 2, in about 3 minutes")
+    parse.add_argument("--rounds", type=count, help="without a time limit; by default 5, quick 2, in about 7 minutes")
+    parse.add_argument("--only", choices=("adarat", "dyart"), help="the rows of one paper only")
     parse.add_argument("--model", default="resnet18", help="see common/models")
     parse.add_argument("--width", type=count, help="channels of its first stage")
     parse.add_argument("--out", type=Path, default=Path("results/bench"), help="folder of the records")
@@ -313,11 +295,14 @@ def main(argv: list[str] | None = None) -> int:
         rounds=args.rounds or (2 if quick else 5), limit=None if args.rounds else 22 if quick else 180,
         block=1 if on_cpu else 5, images=10_000 if quick else 50_000, loads=15 if quick else 40,
         matrix=2048 if on_cpu else 8192)
-    record = {"schema": 1, "settings": asdict(settings), "command": relative_command(argv and ["bench", *argv],
-                                                                                     module="scripts.bench"),
+    dyart = dyart_bench.Settings(
+        batch=settings.batch, rounds=settings.rounds, limit=None if args.rounds else 15 if quick else 180,
+        iterations=6 if quick else 20, learn=8 if quick else 15, projections=2 if on_cpu else 20)
+    record = {"schema": 1, "settings": asdict(settings), "dyart_settings": asdict(dyart),
+              "command": relative_command(argv and ["bench", *argv], module="scripts.bench"),
               "environment": {**environment(says["device_name"], engine.precision, says["torch_threads"]),
                               "engine": says, "load_average": load},
-              **measure(settings, engine, lambda line: print(line, flush=True))}
+              **measure(settings, dyart, engine, args.only, lambda line: print(line, flush=True))}
     stem, text = str(args.out / record_name(record, args)), markdown([table(record)])
     write_json(Path(stem + ".json"), record)
     write_text(Path(stem + ".md"), text)
@@ -329,7 +314,7 @@ def record_name(record: dict[str, Any], args: Namespace) -> str:
     """<machine>-<yyyymmdd>, and the flags that were not the default: a small try must not replace the day's record."""
     where = record["environment"]
     parts = [re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-"), where["started"][:10].replace("-", "")]
-    parts += ["quick"] * args.quick + [args.model] * (args.model != "resnet18")
+    parts += ["quick"] * args.quick + [args.only] * bool(args.only) + [args.model] * (args.model != "resnet18")
     parts += [f"{flag}{value}" for flag, value in (("w", args.width), ("b", args.batch)) if value]
     return "-".join(parts)
 

@@ -12,6 +12,7 @@ training is to do again, and so are its evaluations; a run that is done is never
 import argparse
 import contextlib
 import importlib
+import inspect
 import json
 import os
 import shlex
@@ -153,9 +154,10 @@ def rules(steps: list[Step], folders: Folders, budget: str) -> str:
                 [run.script, *run.argv, *run.place, "--run", run.name, "--spec", step.sha])
         else:
             after = [str(folders.record(run.name))]
+            chosen = ["--checkpoint", plan.checkpoint] if plan.checkpoint != "last" else []
             command = "$(PYTHON) " + for_make(
                 ["-m", "scripts.evaluate", str(folders.record(run.name).parent), "--plan", plan.plan,
-                 *plan.argv, *plan.place, "--spec", step.sha])
+                 *chosen, *plan.argv, *plan.place, "--spec", step.sha])
         spec = folders.spec(run.name, plan and plan.plan)
         lines += [f"{target}: {spec} | {' '.join(after)}".rstrip(" |"), f"\t{command}", ""]
     report = ["-m", "scripts.report", "--paper", folders.paper, "--dataset", folders.dataset, "--budget", budget,
@@ -258,9 +260,22 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="", help="such as npz:PATH, in the place of the data set that is downloaded")
     parser.add_argument("--data-dir", default="", help="folder of downloaded data sets")
     parser.add_argument("--device", default="", help="such as cpu or cuda:1")
+    parser.add_argument("--extra", default="", help="file of additional training images, for papers that use them")
     parser.add_argument("--plan-only", action="store_true", help="print the plan, write nothing")
     parser.add_argument("--quiet", action="store_true", help="write the rules, print nothing")
     return parser
+
+
+def runs_of(args: argparse.Namespace, budget: str) -> list[Run]:
+    """The runs that the paper's package plans."""
+    planned, extra = importlib.import_module(f"{args.paper}.runs").runs, {}
+    if args.extra:
+        if "extra" not in inspect.signature(planned).parameters:
+            raise UserError(f"EXTRA={args.extra}: {args.paper} trains on no additional data; leave EXTRA out")
+        extra = {"extra": args.extra}
+    return planned(dataset=args.dataset, budget=budget, seeds=numbers(args.seeds, "SEEDS"),
+                   methods=split(args.methods), data=args.data or None, data_dir=args.data_dir or None,
+                   device=args.device or None, **extra)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -271,9 +286,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"no paper {args.paper!r} here: there are {', '.join(known) or 'none'}")
     cuda = has_cuda() and not args.device.startswith("cpu")
     budget, why = choose_budget(args.budget, cuda)
-    runs = importlib.import_module(f"{args.paper}.runs").runs(
-        dataset=args.dataset, budget=budget, seeds=numbers(args.seeds, "SEEDS"), methods=split(args.methods),
-        data=args.data or None, data_dir=args.data_dir or None, device=args.device or None)
+    runs = runs_of(args, budget)
     check(runs)
     folders = Folders(args.paper, args.dataset)
     steps = plan_steps(runs, folders, root)

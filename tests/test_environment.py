@@ -178,7 +178,7 @@ def test_reproductions_use_every_thread(project):
     make(project, "reproduce-adarat-cifar10", "PYTHON=./python-fake", "SETUP=0", "SEEDS=1 2")
     planned, trained = log(project)
     assert planned == ("-m scripts.make_rules adarat cifar10 --budget  --seeds 1 2 --methods  --data  --data-dir  "
-                       "--device")
+                       "--device  --extra")
     assert trained == "train"
 
 

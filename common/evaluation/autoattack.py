@@ -7,6 +7,7 @@ stand, so that a chunk's verdict equals the official one for that chunk and seed
 """
 
 import contextlib
+import copy
 import io
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ except ImportError:
     from autoattack import AutoAttack as Upstream
     QUIET = {"verbose": False}
 
+# Kind of evaluator -> version of the official package that sets its attacks up.  What DyART's script sets for its own
+# choice of attacks ("custom": 1 restart, 9 targets) is what the standard version sets in L-inf and L2.
+OFFICIAL = {"autoattack": "standard", "custom-autoattack": "standard", "plus-autoattack": "plus"}
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 LEAST_CLASSES = 4
 
@@ -48,28 +52,36 @@ class Silent:
 
 
 class Official:
-    """The standard version: apgd-ce, apgd-t, fab-t, square; 100 iterations, 5000 queries, up to 9 target classes.
+    """The official attacks: 100 iterations, 5000 queries, up to 9 target classes.
 
-    For L1 the official settings apply (5 restarts of apgd-ce, 5 targets in apgd-t, larger radii first).  A network with
-    fewer classes than targets is attacked towards each of its other classes.
+    kind autoattack, the standard version: apgd-ce, apgd-t, fab-t, square, one restart each; for L1 its own settings
+    apply (5 restarts of apgd-ce, 5 targets in apgd-t, larger radii first).  custom-autoattack: the same without square.
+    plus-autoattack, the version "plus": apgd-ce, apgd-dlr, fab (5 restarts each), square, apgd-t, fab-t.
+    A network with fewer classes than targets is attacked towards each of its other classes.
     """
 
     def __init__(self, evaluator: Evaluator, network: nn.Module, classes: int, device: torch.device):
         check_classes(classes)
-        upstream = Upstream(network, norm=NORMS[evaluator.norm], eps=evaluator.eps, version="standard", device=device,
-                            **QUIET)
+        upstream = Upstream(network, norm=NORMS[evaluator.norm], eps=evaluator.eps, version=OFFICIAL[evaluator.kind],
+                            device=device, **QUIET)
+        apgd, targeted, fab, square = upstream.apgd, upstream.apgd_targeted, upstream.fab, upstream.square
         iterations = evaluator.setting("iterations")
-        for attack in (upstream.apgd, upstream.apgd_targeted):
+        for attack in (apgd, targeted):
             attack.logger = Silent()
             if iterations != attack.n_iter:
                 shorten(attack, iterations)
-        upstream.fab.n_iter = iterations
-        upstream.fab.targeted = True
-        upstream.square.n_queries = evaluator.setting("queries")
-        for attack in (upstream.apgd_targeted, upstream.fab):
+        fab.n_iter = iterations
+        for attack in (targeted, fab):
             attack.n_target_classes = min(attack.n_target_classes, classes - 1)
-        self.stages = {"apgd-ce": upstream.apgd, "apgd-t": upstream.apgd_targeted, "fab-t": upstream.fab,
-                       "square": upstream.square}
+        fab_t = changed(fab, targeted=True, n_restarts=1)
+        if evaluator.kind != "custom-autoattack":
+            square.n_queries = evaluator.setting("queries")
+        self.stages = {
+            "autoattack": {"apgd-ce": apgd, "apgd-t": targeted, "fab-t": fab_t, "square": square},
+            "custom-autoattack": {"apgd-ce": apgd, "apgd-t": targeted, "fab-t": fab_t},
+            "plus-autoattack": {"apgd-ce": apgd, "apgd-dlr": changed(apgd, loss="dlr"), "fab": fab, "square": square,
+                                "apgd-t": targeted, "fab-t": fab_t},
+        }[evaluator.kind]
 
     def __call__(self, x: Tensor, y: Tensor, seed: int) -> Iterator[tuple[str, partial]]:
         for name, attack in self.stages.items():
@@ -81,6 +93,13 @@ class Official:
         attack.seed = seed
         with seeded(seed):
             return attack.perturb(x[standing], y[standing])
+
+
+def changed(attack, **attributes):
+    """A copy of an attack with other attributes: upstream has one object take turns instead."""
+    other = copy.copy(attack)
+    vars(other).update(attributes)
+    return other
 
 
 def shorten(apgd, iterations: int) -> None:

@@ -63,7 +63,10 @@ class Result:
 
         The official code's sign of masked gradients: the robust accuracy may be too high.
         """
-        beyond = self.survivors.get("fab-t", 0) - self.survivors.get("square", 0)
+        stages = list(self.survivors)
+        if "square" not in stages[1:]:
+            return ""
+        beyond = self.survivors[stages[stages.index("square") - 1]] - self.survivors["square"]
         if beyond <= 0.002 * self.n:
             return ""
         return (f"{self.name}: Square broke {beyond} images of {self.n} that withstood the gradient attacks: "

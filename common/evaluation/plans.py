@@ -34,6 +34,8 @@ KINDS = {
     "cw": Kind(ITERATED, {"confidence": 50.0}),
     "autoattack": Kind(("eps",), {"iterations": 100, "queries": 5000}),
     "torchattacks-autoattack": Kind(("eps",), {"iterations": 10, "queries": 5000, "targets": 9}, norms=("linf", "l2")),
+    "custom-autoattack": Kind(("eps",), {"iterations": 100}, norms=("linf", "l2")),
+    "plus-autoattack": Kind(("eps",), {"iterations": 100, "queries": 5000}, norms=("linf", "l2")),
 }
 UNUSED = {"eps": 0.0, "step_size": 0.0, "steps": 0, "restarts": 1}
 
@@ -42,11 +44,13 @@ UNUSED = {"eps": 0.0, "step_size": 0.0, "steps": 0, "restarts": 1}
 class Evaluator:
     """One attack (or none) on the first `n` test images (None: all of them).
 
-    kind: clean, fgsm, pgd, cw, autoattack, torchattacks-autoattack.  eps and step_size are in units of [0,1] images,
-    measured in `norm` (linf, l2, l1).  `settings` are the kind's own, as a mapping or as pairs:
-    pgd: loss (cross-entropy, dlr, margin), random_start; cw: confidence; autoattack: iterations, queries;
-    torchattacks-autoattack: iterations, queries, targets.  Numbers that a kind does not use are set to zero, and
-    settings left out to their defaults, so that equal measurements are equal records.
+    kind: clean, fgsm, pgd, cw, autoattack; torchattacks-autoattack, which that package calls standard; of the official
+    attacks custom-autoattack (no square: DyART's released choice) and plus-autoattack (version "plus").  eps and
+    step_size are in units of [0,1] images, measured in `norm` (linf, l2, l1).  `settings` are the kind's own, as a
+    mapping or as pairs: pgd: loss (cross-entropy, dlr, margin), random_start; cw: confidence; autoattack and
+    plus-autoattack: iterations, queries; custom-autoattack: iterations; torchattacks-autoattack: iterations, queries,
+    targets.  Numbers that a kind does not use are set to zero, and settings left out to their defaults, so that equal
+    measurements are equal records.
     """
 
     name: str

@@ -63,7 +63,7 @@ def runner_for(evaluator: Evaluator, network: nn.Module, *, classes: int, device
     """The runner of an evaluator on a network with `classes` classes."""
     if evaluator.kind == "clean":
         return lambda x, y, seed: iter(())
-    if evaluator.kind == "autoattack":
+    if evaluator.kind in autoattack.OFFICIAL:
         return autoattack.Official(evaluator, network, classes, device)
     if evaluator.kind == "torchattacks-autoattack":
         return autoattack.Torchattacks(evaluator, network, classes)

@@ -13,7 +13,8 @@ from common.errors import UserError
 from scripts import bench
 
 CPU = torch.device("cpu")
-NAMES = ["pgd-training", "pgd-training-attack-train-bn", "pgd-attack", "input-pipeline"]
+ADARAT = ["pgd-training", "pgd-training-attack-train-bn", "pgd-attack", "input-pipeline"]
+DYART = ["dyart-projection", "dyart-step"]
 
 
 def tiny(**changes):
@@ -30,13 +31,21 @@ def ways(settings, engine=None):
     return bench.Originals(network, CPU, settings), ours, x, y
 
 
-def test_the_command_writes_record_and_table(tmp_path, capsys, monkeypatch):
-    small = tiny()
-    monkeypatch.setattr(bench, "Settings", lambda **asked: replace(small, rounds=asked["rounds"], batch=asked["batch"]))
+@pytest.fixture
+def small(monkeypatch):
+    """The command measures a small network only, for as many rounds and images as it is asked to."""
+    one, two = tiny(), bench.dyart_bench.Settings(batch=4, rounds=1, iterations=2, learn=1, planes=8, projections=1)
+    for module, settings in ((bench, one), (bench.dyart_bench, two)):
+        monkeypatch.setattr(module, "Settings", lambda settings=settings, **asked: replace(
+            settings, rounds=asked["rounds"], batch=asked["batch"]))
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_writes_record_and_table(tmp_path, capsys):
     assert bench.main(["--device", "cpu", "--batch", "4", "--rounds", "2", "--out", str(tmp_path)]) == 0
     written, = tmp_path.glob("*.json")
     record = json.loads(written.read_text())
-    assert [row["name"] for row in record["rows"]] == NAMES
+    assert [row["name"] for row in record["rows"]] == ADARAT + DYART
     assert written.stem.endswith("-b4") and record["settings"]["steps"] == 2 and record["schema"] == 1
     assert record["environment"]["engine"]["device"] == "cpu" and record["environment"]["threads"] >= 1
     assert str(tmp_path) not in written.read_text()
@@ -46,7 +55,7 @@ def test_the_command_writes_record_and_table(tmp_path, capsys, monkeypatch):
             assert len(seconds) == 2 and min(seconds) > 0 and row[way]["peak_bytes"] is None
             assert said["max"] == row[way]["images_per_block"] / min(seconds)
             assert said["min"] <= said["median"] <= said["max"]
-            assert (row[way].get("share_of_matrix_rate", 0) > 0) == (row["name"] != "input-pipeline")
+            assert (row[way].get("share_of_matrix_rate", 0) > 0) == row["name"].startswith("pgd")
         assert row["ratio"] == row["ours"]["images_per_second"]["median"] / (
             row["originals"]["images_per_second"]["median"])
     passes = [row["operations_per_image"] / record["forward_operations_per_image"] for row in record["rows"][:3]]
@@ -55,7 +64,18 @@ def test_the_command_writes_record_and_table(tmp_path, capsys, monkeypatch):
     assert table in capsys.readouterr().out and all(row["title"] in table for row in record["rows"])
 
 
-@pytest.mark.parametrize("flags", [("--device", "abacus"), ("--model", "resnet19"), ("--batch", "0"), ("--fast",)])
+@pytest.mark.parametrize(("only", "names"), [("adarat", ADARAT), ("dyart", DYART)])
+@pytest.mark.usefixtures("small")
+def test_the_rows_of_one_paper_alone(only, names, tmp_path):
+    assert bench.main(["--device", "cpu", "--rounds", "1", "--only", only, "--out", str(tmp_path)]) == 0
+    written, = tmp_path.glob(f"*-{only}.json")
+    record, text = json.loads(written.read_text()), written.with_suffix(".md").read_text()
+    assert [row["name"] for row in record["rows"]] == names
+    assert ("GFLOP/s" in text) == (only == "adarat") and ("learnt by heart" in text) == (only == "dyart")
+
+
+@pytest.mark.parametrize("flags", [("--device", "abacus"), ("--model", "resnet19"), ("--batch", "0"), ("--fast",),
+                                   ("--only", "rpat")])
 def test_a_wrong_flag_is_one_line_and_writes_nothing(flags, tmp_path):
     with pytest.raises(UserError):
         bench.main([*flags, "--out", str(tmp_path / "out")])

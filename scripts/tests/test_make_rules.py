@@ -289,7 +289,8 @@ def test_an_interrupt_does_not_make_make_remove_a_whole_record(clone):
 
 @pytest.mark.parametrize(("words", "said"), [
     (("BUDGET=huge",), "BUDGET=huge is none of quick, smoke, short, gpu, full"),
-    (("SEEDS=one",), "SEEDS=one must be different whole numbers"), (("SEEDS=1,1",), "different whole numbers")])
+    (("SEEDS=one",), "SEEDS=one must be different whole numbers"), (("SEEDS=1,1",), "different whole numbers"),
+    (("EXTRA=a b.npz",), "EXTRA=a b.npz: adarat trains on no additional data; leave EXTRA out")])
 def test_wrong_variables_are_one_clear_line(clone, words, said):
     text = clone.make(*words, fails=True)
     assert said in text and "Traceback" not in text and clone.log == []
@@ -324,6 +325,14 @@ def test_a_spec_hashes_what_decides_numbers_and_not_where_things_are():
     for plan in (Judgement(plan="p", cost=COST, argv=("--n", "1")), Judgement(plan="p", cost=COST, checkpoint="best")):
         changed, judged = hashes(plans=(plan,))
         assert changed == trains and judged != evals
+
+
+def test_an_evaluation_is_told_which_weights_to_judge(tmp_path):
+    folders = Folders("p", "d")
+    for checkpoint, words in (("last", "--plan q --spec"), ("best", "--plan q --checkpoint best --spec")):
+        judged = run("a", plans=(Judgement(plan="q", cost=COST, checkpoint=checkpoint),))
+        steps = plan_steps([judged], folders, tmp_path)
+        assert f"scripts.evaluate results/p/d/a {words}" in make_rules.rules(steps, folders, "short")
 
 
 def test_the_budget_is_short_without_cuda_and_never_full_unasked():
@@ -374,6 +383,17 @@ def test_lists_that_users_type():
 def test_a_line_break_in_a_path_is_refused():
     with pytest.raises(UserError, match="line break"):
         make_rules.for_make(["a\nb"])
+
+
+def test_additional_data_reach_a_paper_that_takes_them(monkeypatch):
+    def planned(*, dataset, budget, seeds, methods, data, data_dir, device, extra="usual"):
+        return [dataset, budget, extra]
+
+    monkeypatch.setitem(sys.modules, "taker.runs", type(sys)("taker.runs"))
+    monkeypatch.setattr(sys.modules["taker.runs"], "runs", planned, raising=False)
+    for words, wanted in (([], "usual"), (["--extra", "a.npz"], "a.npz")):
+        args = make_rules.arguments().parse_args(["taker", "cifar10", *words])
+        assert make_rules.runs_of(args, "short") == ["cifar10", "short", wanted]
 
 
 def test_plan_only_writes_nothing_and_quiet_says_nothing(clone, monkeypatch, capsys):
