@@ -9,6 +9,7 @@ first order, what the step adds to R, in [0,1] units.  The running statistics of
 
 import copy
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -29,11 +30,11 @@ Direction = Mapping[str, Tensor]        # name of a parameter -> its share of th
 
 class Margins(NamedTuple):
     """Of N images, on the CPU.  radius (N,): the margin R in [0,1] units; 0 where the image is misclassified, NaN
-    where no boundary point was found.  speed (N,): s(x); NaN where no boundary point was kept, or nothing moves.
+    where no boundary point was found.  speeds: name of a direction -> s(x) (N,); NaN where no boundary point is kept.
     """
 
     radius: Tensor
-    speed: Tensor
+    speeds: dict[str, Tensor]
 
 
 def step_direction(model: nn.Module, objective: Objective, batch: Batch, ctx: StepContext, *, engine: Engine,
@@ -94,13 +95,14 @@ def backward_rise(network: nn.Module, x: Tensor, y: Tensor, direction: Direction
     return torch.stack(rises)
 
 
-def margins(model: nn.Module, images: Split, method: DyART, *, seed: int, direction: Direction | None = None,
-            batch_size: int = 256) -> Margins:
-    """Margins of a data set, and with a `direction` the speeds at the boundary points that `method` keeps.
+def margins(model: nn.Module, images: Split, method: DyART, *, seed: int,
+            directions: Mapping[str, Direction] = MappingProxyType({}), batch_size: int = 256) -> Margins:
+    """Margins of a data set, and along each of the `directions` the speeds at the boundary points that `method` keeps.
 
     The network stays as it is, and is judged in eval mode and float32; the search starts from (seed, chunk).
     """
-    radii, speeds = [], []
+    radii: list[Tensor] = []
+    speeds: dict[str, list[Tensor]] = {name: [] for name in directions}
     for start in range(0, len(images), batch_size):
         x, y = images.float_images(start, start + batch_size), images.labels[start:start + batch_size]
         ctx = StepContext(generator=torch.Generator().manual_seed(fold(seed, "margins", start)))
@@ -108,11 +110,9 @@ def margins(model: nn.Module, images: Split, method: DyART, *, seed: int, direct
         search = near.search
         reached = method.search.length(search.points - x[search.index])
         radius = x.new_zeros(len(x)).index_copy(0, search.index, torch.where(search.found, reached, torch.nan))
-        speed = x.new_full((len(x),), torch.nan)
-        if direction is not None:
+        radii.append(radius.cpu())
+        for name, direction in directions.items():
             moved = relative_speed(model, near.points, y[near.index], direction, temperature=method.temperature,
                                    norm=method.search.norm)
-            speed = speed.index_copy(0, near.index, moved)
-        radii.append(radius.cpu())
-        speeds.append(speed.cpu())
-    return Margins(torch.cat(radii), torch.cat(speeds))
+            speeds[name].append(x.new_full((len(x),), torch.nan).index_copy(0, near.index, moved).cpu())
+    return Margins(torch.cat(radii), {name: torch.cat(parts) for name, parts in speeds.items()})

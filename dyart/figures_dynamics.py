@@ -1,13 +1,15 @@
 """Figures of the decision boundary's dynamics, from the runs' dynamics.npz (written by dyart/observe.py); no torch.
 
+boundary-speed           the paper's figure: a step of AT and a step of DyART from the same weights, DyART's; drawn as
 boundary-speed-BASELINE  share of images whose boundary recedes and comes closer, per interval of the margin: a
-                         baseline beside DyART, rows are moments; only images with a kept boundary point have a speed
+                         baseline and DyART, each in its own training; rows are moments; only images with a kept
+                         boundary point have a speed
 margins                  histogram of the margins at several moments, a panel per method
 """
 
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -31,13 +33,14 @@ CURVES = 4
 class Dynamics:
     """Of all seeds of a method, their images one after another: epoch (E,); radius, speed (E,N), see dyart/observe.
 
-    images: how many one run observes, the largest number.
+    images: how many one run observes, the largest number; rival: speeds (E,N) of a step of AT from the same weights.
     """
 
     epoch: np.ndarray
     radius: np.ndarray
     speed: np.ndarray
     images: int
+    rival: np.ndarray | None = None
 
 
 def read(runs: Sequence[RunRecord]) -> Dynamics | None:
@@ -47,9 +50,11 @@ def read(runs: Sequence[RunRecord]) -> Dynamics | None:
         return None
     common = sorted(set.intersection(*(set(one.epoch.tolist()) for one in found)))
     rows = [np.isin(one.epoch, common) for one in found]
-    radius, speed = (np.concatenate([getattr(one, name)[kept] for one, kept in zip(found, rows, strict=True)], axis=1)
-                     for name in ("radius", "speed"))
-    return Dynamics(np.array(common, np.int64), radius, speed, max(one.images for one in found))
+    radius, speed, rival = (
+        None if any(getattr(one, name) is None for one in found) else
+        np.concatenate([getattr(one, name)[kept] for one, kept in zip(found, rows, strict=True)], axis=1)
+        for name in ("radius", "speed", "rival"))
+    return Dynamics(np.array(common, np.int64), radius, speed, max(one.images for one in found), rival)
 
 
 def read_one(path: Path) -> Dynamics | None:
@@ -58,12 +63,13 @@ def read_one(path: Path) -> Dynamics | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            found = Dynamics(stored["epoch"], stored["radius"], stored["speed"], stored["radius"].shape[-1])
+            found = Dynamics(stored["epoch"], stored["radius"], stored["speed"], stored["radius"].shape[-1],
+                             stored.get("speed_AT"))
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it from git or train the run again") from error
     if found.epoch.ndim != 1 or not len(found.epoch) or any(
             values.ndim != 2 or len(values) != len(found.epoch) or values.shape != found.radius.shape
-            for values in (found.radius, found.speed)):
+            for values in (found.radius, found.speed, found.radius if found.rival is None else found.rival)):
         raise UserError(f"{path} is not what dyart/observe.py writes: restore it from git or train the run again")
     return found
 
@@ -78,6 +84,13 @@ def draw(grouped: Grouped, title: str, named: Callable[[str], Path]) -> list[Pat
     images, seeds = max(found.images for found in observed.values()), seeds_of(grouped[key] for key in observed)
     about = f"{title}: {images:,} training images, {seeds}" + (" counted together" if "seeds" in seeds else "")
     written = []
+    for method, variant in observed:
+        found = observed[method, variant]
+        if found.rival is not None:
+            what = "-".join(["boundary-speed", *([variant] if variant != "plain" else [])])
+            steps = {("AT", variant): replace(found, speed=found.rival), (method, variant): found}
+            written.append(speeds(steps, dict.fromkeys(steps, begins[method, variant]), about, named(what),
+                                  "a step of {}"))
     for columns in beside(list(observed)):
         method, variant = columns[0]
         what = "-".join(["boundary-speed", method.lower(), *([variant] if variant != "plain" else [])])
@@ -117,7 +130,7 @@ def moments(epochs: np.ndarray) -> list[int]:
     return sorted({0, len(epochs) // 2, len(epochs) - 1})
 
 
-def speeds(observed: dict[Key, Dynamics], begins: dict[Key, str], about: str, path: Path) -> Path:
+def speeds(observed: dict[Key, Dynamics], begins: dict[Key, str], about: str, path: Path, label: str = "{}") -> Path:
     """Upwards: the boundary recedes (s > 0).  Downwards: it comes closer (s < 0)."""
     rows = max(len(moments(found.epoch)) for found in observed.values())
     with plots.figure(path, max(5.4, 0.9 + 3.7 * len(observed)), 1.5 + 2.15 * rows) as figure:
@@ -125,7 +138,8 @@ def speeds(observed: dict[Key, Dynamics], begins: dict[Key, str], about: str, pa
         for column, (key, found) in zip(panels.T, observed.items(), strict=True):
             for axes, row in zip(column, moments(found.epoch), strict=False):
                 speed_panel(axes, found.radius[row], found.speed[row])
-                axes.set_title(f"{LABELS[key]}, {said(int(found.epoch[row]), begins[key])}", fontsize=10)
+                moment = said(int(found.epoch[row]), begins[key])
+                axes.set_title(label.format(LABELS[key]) + ', ' + moment, fontsize=10)
             for axes in column[len(moments(found.epoch)):]:
                 axes.set_visible(False)
         for axes in panels[:, 0]:

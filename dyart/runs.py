@@ -66,7 +66,8 @@ BUDGETS = {
                     n_epoch_test=64, observe=64, n_test=100, n_autoattack=20, gflop=0.002, correct=0.5,
                     more=("--augment", "false", "--precision", "fp32")),
     "short": Budget(about="5,000 images (besides those held out), PreActResNet-18 of width 16, batches of 128, 10 "
-                          "epochs, DyART's after the burn-in: a CPU's evening; DyART and AT unless METHODS says more",
+                          "epochs, DyART's after the burn-in: a CPU's evening; DyART and AT unless METHODS says more "
+                          "(Tiny-ImageNet: DyART alone, 4 epochs)",
                     epochs=10, model="preact-resnet18", width=16, batch_size=128, n_train=5000, n_epoch_test=256,
                     observe=512, n_test=1000, n_autoattack=200, correct=0.4),
     "gpu": Budget(about="all images, PreActResNet-18, 15 epochs (Tiny-ImageNet: 4), DyART's after the burn-in, "
@@ -74,7 +75,11 @@ BUDGETS = {
                   epochs=15, model="preact-resnet18", n_epoch_test=1024, n_autoattack=1000, correct=0.6),
     "full": Budget(about="the paper's protocol", methods=("DyART", "AT", "TRADES", "MART")),
 }
-SPECIAL = {("gpu", "tiny-imagenet"): replace(BUDGETS["gpu"], epochs=4)}
+SPECIAL = {
+    ("gpu", "tiny-imagenet"): replace(BUDGETS["gpu"], epochs=4),
+    # Four times the pixels, twenty times the classes: DyART alone, and shorter.
+    ("short", "tiny-imagenet"): replace(BUDGETS["short"], methods=("DyART",), epochs=4, observe=256, n_autoattack=100),
+    ("short", "cifar10-extra"): replace(BUDGETS["short"], observe=256, n_autoattack=100)}
 
 
 # -- what a run costs ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """One training run of DyART's repository: settings in, records and weights out."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from dyart.schedules import schedule
 from dyart.settings import Settings, run_name
 from dyart.validation import Validation
 
-SELECTED_ON = "accuracy under 4 * attack_iter PGD steps on held-out training images"
+SELECTED_ON = "PGD-40 on held-out training images"
 
 
 def train(settings: Settings, args: argparse.Namespace) -> None:
@@ -101,7 +102,7 @@ def run_training(settings: Settings, experiment: Experiment, network: nn.Module,
     if settings.observe:
         shown = images.data.train.subset(min(settings.observe, len(images.data.train))).to(engine.device)
         observer = Observer(experiment.folder / "dynamics.npz", shown, batches=batches, objective=method,
-                            ruler=boundary_training(settings), optim=optim, schedule=plan,
+                            rival=rival(settings), ruler=boundary_training(settings), optim=optim, schedule=plan,
                             epochs=settings.last_epoch, seed=settings.seed, device=engine.device,
                             method=settings.method)
     return fit(model=network, objective=method, batches=batches, schedule=plan, optim=optim,
@@ -120,6 +121,13 @@ def boundary_training(settings: Settings) -> DyART:
                  temperature=settings.temperature, use_high_quality=settings.use_high_quality,
                  search=FAB(eps=settings.eps_FAB, steps=settings.iter_FAB,
                             shared_alpha="scalar-alpha" in settings.quirks))
+
+
+def rival(settings: Settings) -> tuple[str, Objective]:
+    """The method whose step is put beside this run's: AT beside DyART, DyART beside all others."""
+    if settings.method != "DyART":
+        return "DyART", boundary_training(settings)
+    return "AT", objective(replace(settings, DyART=False, beta=-1.0, quirks=()))
 
 
 def objective(settings: Settings) -> Objective:

@@ -198,31 +198,33 @@ def uint8_split(golden) -> Split:
 def test_margins_of_a_data_set(golden, tiny):
     images, method, direction = uint8_split(golden), DyART(), random_direction(tiny)
     right = soft_margin(tiny(images.float_images()), golden["y"]) > 0
-    whole = margins(CPU.runner(tiny), images, method, seed=1, direction=direction)
-    kept = ~whole.speed.isnan()
+    whole = margins(CPU.runner(tiny), images, method, seed=1, directions={"step": direction})
+    kept = ~whole.speeds["step"].isnan()
     assert (whole.radius[~right] == 0).all() and (whole.radius[right] > 0).all()
     assert not (kept & ~right).any() and 0 < kept.sum() < right.sum()
-    again = margins(tiny, images, method, seed=1, direction=direction)
-    assert torch.equal(whole.radius, again.radius) and torch.equal(whole.speed[kept], again.speed[kept])
+    again = margins(tiny, images, method, seed=1, directions={"step": direction})
+    assert torch.equal(whole.radius, again.radius)
+    assert torch.equal(whole.speeds["step"][kept], again.speeds["step"][kept])
     # Another seed, and chunks of another size, start the search elsewhere: nearly the same margins.
     for seed, size in ((2, 256), (1, 5)):
         other = margins(tiny, images, replace(method, search=FAB(shared_alpha=False)), seed=seed, batch_size=size)
         assert other.radius.shape == (16,) and not torch.equal(other.radius, whole.radius)
         torch.testing.assert_close(other.radius, whole.radius, rtol=0.1, atol=2e-3)
-        assert other.speed.isnan().all(), "nothing moves without a direction"
-    lost = margins(tiny, images, replace(method, search=FAB(steps=0)), seed=1, direction=direction)
-    assert torch.equal(lost.radius.isnan(), right) and (lost.radius[~right] == 0).all() and lost.speed.isnan().all()
+        assert other.speeds == {}
+    lost = margins(tiny, images, replace(method, search=FAB(steps=0)), seed=1, directions={"step": direction})
+    assert torch.equal(lost.radius.isnan(), right) and (lost.radius[~right] == 0).all()
+    assert lost.speeds["step"].isnan().all()
 
 
 def test_speeds_of_a_data_set_are_those_of_its_boundary_points(golden, tiny):
     images, direction, method = uint8_split(golden), random_direction(tiny), DyART(temperature=2.0)
-    measured = margins(tiny, images, method, seed=3, direction=direction, batch_size=10)
+    measured = margins(tiny, images, method, seed=3, directions={"step": direction}, batch_size=10)
     for start in (0, 10):
         x, y = images.float_images(start, start + 10), images.labels[start:start + 10]
         generator = torch.Generator().manual_seed(fold(3, "margins", start))
         near = method.boundary(tiny, x, y, StepContext(generator=generator))
         speed = relative_speed(tiny, near.points, y[near.index], direction, temperature=2.0)
         assert len(near.index) > 0
-        torch.testing.assert_close(measured.speed[start + near.index], speed)
+        torch.testing.assert_close(measured.speeds["step"][start + near.index], speed)
         torch.testing.assert_close(measured.radius[start + near.index], near.radius)
     assert len(relative_speed(tiny, near.points[:0], images.labels[:0], direction)) == 0

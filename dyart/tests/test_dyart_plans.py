@@ -92,7 +92,8 @@ def test_whole_255ths_are_exact():
 
 def test_mistakes_are_told_before_torch_is_loaded(run_without_torch):
     code = ("from common.errors import UserError\nfrom dyart import evaluation\n"
-            "for words in ([], ['--fname_input', 'nowhere'], ['--eps', '8']):\n    try:\n        evaluation.run(words)\n"
+            "for words in ([], ['--fname_input', 'nowhere'], ['--eps', '8']):\n    try:\n"
+            "        evaluation.run(words)\n"
             "    except UserError as error:\n        print(error)")
     said = run_without_torch(code).splitlines()
     assert [line.split(":")[0] for line in said] == ["--fname_input", "--fname_input nowhere", "unknown flag --eps"]

@@ -64,7 +64,10 @@ def test_dyart_starts_from_the_burn_in_of_its_budget_and_observes(burnt_in, caps
     assert {"val_clean_accuracy", "val_robust_accuracy", "kept", "searched", "no_boundary"} <= set(line)
     seen = np.load(burnt_in / "results/dyart/digits/dyart_smoke_s1/dynamics.npz", allow_pickle=False)
     assert seen["epoch"].tolist() == [0, 1] and seen["radius"].shape == seen["speed"].shape == (2, 8)
-    assert json.loads(str(seen["about"]))["method"] == "DyART"
+    assert json.loads(str(seen["about"]))["method"] == "DyART" and seen["speed_AT"].shape == (2, 8)
+    kept = np.isfinite(seen["speed"])
+    assert kept.any() and np.array_equal(kept, np.isfinite(seen["speed_AT"]))
+    assert not np.array_equal(seen["speed"][kept], seen["speed_AT"][kept])
     assert np.nanmax(seen["radius"]) > 0 and not np.array_equal(seen["radius"][0], seen["radius"][1])
     run(burnt_in, "--pretrained auto --observe 8 --train_epochs 1")
     assert "already trained" in capsys.readouterr().out
