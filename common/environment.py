@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+_BEGUN: dict[Path, tuple[str | None, bool | None, str]] = {}
 PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack")
 # A path that starts a word or stands behind '=', ':' or ',' (npz:/a/b.npz, --data=/a/b): at least two parts, so that
 # a fraction such as 8/255 and the root itself are left alone.
@@ -27,7 +28,7 @@ def environment(device: str, precision: str, threads: int | None = None, root: P
     `dirty` says whether code differs from the commit (changes under results/ do not count); `commit` and `dirty` are
     None where there is no git or no checkout.  Importing torch is left to the caller: versions come from metadata.
     """
-    commit, dirty = _git_state(root)
+    commit, dirty, started = _BEGUN.get(root) or _state(root)
     if threads is None:
         given = os.environ.get("OMP_NUM_THREADS", "")
         threads = int(given) if given.isdigit() else processors()
@@ -35,8 +36,19 @@ def environment(device: str, precision: str, threads: int | None = None, root: P
         "commit": commit, "dirty": dirty, "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
         "platform": platform.platform(), "processor": processor(), "device": device, "precision": precision,
-        "threads": threads, "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "threads": threads, "started": started,
     }
+
+
+def begin(root: Path = ROOT) -> None:
+    """Take down commit and time now, for every `environment` to come: what runs for hours is this code, whatever is
+    committed or changed meanwhile.  Later calls change nothing.
+    """
+    _BEGUN.setdefault(root, _state(root))
+
+
+def _state(root: Path) -> tuple[str | None, bool | None, str]:
+    return *_git_state(root), datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def processors() -> int:

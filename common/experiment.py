@@ -17,7 +17,7 @@ from common import models, records
 from common.checkpoint import load_weights
 from common.data import DataSet, Split, hold_out, load
 from common.engine import Engine
-from common.environment import ROOT, environment, portable, relative_command
+from common.environment import ROOT, begin, environment, portable, relative_command
 from common.errors import UserError
 from common.evaluation import Plan, evaluate, forget, plan_sha256, result_json
 from common.files import read_json, sha256_of
@@ -120,6 +120,7 @@ class Experiment:
 
     def open(self, network: nn.Module) -> None:
         """Write run.json, which says what is to be trained; UserError if the folder holds another run."""
+        begin()
         self.check_free()
         if (there := self._other()) is not None:
             self._retire(there)
@@ -190,6 +191,7 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     An interrupted evaluation goes on where it was.  UserErrors: no such run or checkpoint, weights that are not the
     recorded ones, a class count that does not fit.
     """
+    begin()
     run = records.read_record(folder / "run.json", "run")
     if not (folder / "train.json").exists():
         raise UserError(f"{portable(str(folder))} is not trained to its end: type its command again: {run['command']}")

@@ -204,7 +204,9 @@ def _digits(value: float | None) -> str | None:
 
 
 def _notes(table: Table, budget: str, runs: Sequence[RunRecord]) -> list[str]:
-    notes = [table.budget_notes[budget]] if budget in table.budget_notes else []
+    datasets = dict.fromkeys(run.run["dataset"] for run in runs)
+    known = [table.budget_notes.get(f"{budget} {dataset}", table.budget_notes.get(budget)) for dataset in datasets]
+    notes = [note for note in dict.fromkeys(known) if note]
     for data in dict.fromkeys(json.dumps(run.run["data"], sort_keys=True) for run in runs):
         one = json.loads(data)
         notes.append(f"Data {one['name']} ({one.get('source', 'source not recorded')}): {one.get('n_train', '?')} "

@@ -157,7 +157,7 @@ class Table:
     reported_datasets: Mapping[str, str] = field(default_factory=dict)
     reported_eps: str = "8/255"
     reported_weights: tuple[str, ...] = ("last", "final")
-    budget_notes: Mapping[str, str] = field(default_factory=dict)   # budget -> one line under the title
+    budget_notes: Mapping[str, str] = field(default_factory=dict)   # "BUDGET[ DATASET]" -> a line under the title
 
     def labels(self) -> dict[tuple[str, str], str]:
         return {(row.method, row.variant): row.label for row in self.rows}

@@ -188,7 +188,25 @@ def test_dirty_is_about_code_not_results(tmp_path):
     assert environment("cpu", "fp32", root=tmp_path)["dirty"] is True
 
 
+def test_a_commit_made_while_a_job_runs_is_not_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(surroundings, "_BEGUN", {})
+    git(tmp_path, "init")
+    (tmp_path / "code.py").write_text("a = 1\n")
+    git(tmp_path, "add", "code.py")
+    git(tmp_path, "commit", "-m", "one")
+    surroundings.begin(tmp_path)
+    first = environment("cpu", "fp32", root=tmp_path)
+    git(tmp_path, "commit", "--allow-empty", "-m", "two")
+    surroundings.begin(tmp_path)
+    (tmp_path / "code.py").write_text("a = 2\n")
+    assert environment("cpu", "fp32", root=tmp_path) == first and first["dirty"] is False
+    monkeypatch.setattr(surroundings, "_BEGUN", {})
+    now = environment("cpu", "fp32", root=tmp_path)
+    assert now["dirty"] is True and now["commit"] != first["commit"]
+
+
 def test_environment_without_git_or_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(surroundings, "_BEGUN", {})
     assert environment("cpu", "fp32", root=tmp_path / "none")["commit"] is None
     monkeypatch.setenv("PATH", str(tmp_path))
     made = environment("cpu", "fp32")

@@ -83,7 +83,8 @@ def test_a_name_gives_its_plan_back(eighths, norm, version):
 
 
 def test_whole_255ths_are_exact():
-    assert all(radius("linf", eps_text("linf", eps / 255)) == eps / 255 for eps in range(1, 256))
+    assert all(eps_text("linf", eps / 10 / 255) == f"{eps / 10:g}" for eps in range(1, 2551))
+    assert all(radius("linf", str(eps)) == eps / 255 for eps in range(1, 256))
     assert [eps_text("linf", 8 / 255), eps_text("linf", 0.5 / 255), eps_text("l2", 0.5)] == ["8", "0.5", "0.5"]
     assert radius("l2", eps_text("l2", 128 / 255)) == 128 / 255 and eps_text("l2", 1e-5) == "0.00001"
     with pytest.raises(UserError, match="above 0"):
