@@ -15,10 +15,10 @@ from common.benchmark import peak_bytes
 from common.engine import Engine
 from common.models import build
 from common.types import StepContext
-from dyart import bench
+from dyart import bench, projection
 from dyart.boundary import FAB, searchable
 from dyart.method import DyART
-from dyart.projection import project_linf
+from dyart.projection import PROJECTIONS, project_linf
 
 CPU = torch.device("cpu")
 
@@ -96,6 +96,8 @@ def test_the_search_sees_a_fast_copy_in_float32_that_follows_the_network():
         with torch.no_grad():
             network.layer3[0].conv2.weight.mul_(1.5)
             network.layer4[1].bn1.running_mean.add_(0.1)
+    with engine.attacking(runner) as attacked, searchable(runner, fast=True) as view:
+        assert isinstance(view, SearchView) and not isinstance(attacked, SearchView)
     with searchable(network, fast=True) as plain:
         assert plain is network                                      # without an engine
     with searchable(Engine(CPU, "bf16").runner(network), fast=True) as plain:
@@ -126,7 +128,9 @@ def test_on_digits_the_fast_search_keeps_the_same_points(on_digits, monkeypatch)
     network, x, y = on_digits
     engine, method = fast_engine("bf16"), DyART()
     runner = engine.runner(engine.place(copy.deepcopy(network)))
-    fast, plain = method.boundary(runner, x, y, context()), method.boundary(network, x, y, context())
+    fast = method.boundary(runner, x, y, context())
+    assert len(engine._views) == 1                                   # the fast copy is what was searched
+    plain = method.boundary(network, x, y, context())
     with searchable(runner, fast=True) as view:
         assert len(view.wide) >= 6
     share = len(plain.index) / len(x)
@@ -174,6 +178,19 @@ def test_both_ways_find_the_same_points_and_take_the_same_step(golden, tinybn):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4, msg=name)
         moved = max(moved, (one - tinybn.state_dict()[name]).abs().max().item())
     assert moved > 1e-3
+
+
+def test_rows_are_projected_alike_whatever_rows_go_with_them(monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    z, w = torch.rand(7, 3, 5, 5, generator=generator), torch.randn(7, 3, 5, 5, generator=generator)
+    b = (w * z).flatten(1).sum(1) - 1
+    for project in PROJECTIONS.values():
+        monkeypatch.setattr(projection, "CHUNK", 10 ** 6)
+        together = project(z, w, b)
+        monkeypatch.setattr(projection, "CHUNK", 2 * 75)
+        assert torch.equal(project(z, w, b), together) and together.shape == z.shape
+        monkeypatch.setattr(projection, "CHUNK", 1)
+        assert torch.equal(project(z, w, b), together) and project(z[:0], w[:0], b[:0]).shape == (0, 3, 5, 5)
 
 
 # --- what the search may ask of a device ---
