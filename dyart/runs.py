@@ -68,7 +68,7 @@ BUDGETS = {
     "short": Budget(about="5,000 images (besides those held out), PreActResNet-18 of width 16, batches of 128, 10 "
                           "epochs, DyART's after the burn-in: a CPU's evening; DyART and AT unless METHODS says more",
                     epochs=10, model="preact-resnet18", width=16, batch_size=128, n_train=5000, n_epoch_test=256,
-                    observe=512, n_test=1000, n_autoattack=200, correct=0.4),
+                    observe=512, n_test=1000, n_autoattack=100, correct=0.4),
     "gpu": Budget(about="all images, PreActResNet-18, 15 epochs (Tiny-ImageNet: 4), DyART's after the burn-in, "
                         "AutoAttack on 1,000 images; DyART and AT unless METHODS says more",
                   epochs=15, model="preact-resnet18", n_epoch_test=1024, n_autoattack=1000, correct=0.6),
@@ -83,7 +83,7 @@ SPECIAL = {
         methods=("DyART",), epochs=2, n_train=3000, n_epoch_test=128, observe=128, n_autoattack=50),
     ("short", "cifar10-extra"): replace(
         BUDGETS["short"], about="5,000 images and extra ones, PreActResNet-18 of width 16, batches of 128, 4 epochs of "
-        "DyART after the burn-in", epochs=4, n_epoch_test=128, observe=128, n_autoattack=100)}
+        "DyART after the burn-in", epochs=4, n_epoch_test=128, observe=128, n_autoattack=50)}
 
 
 # -- what a run costs ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from common.data import Batches, DataSet
 from common.data.ddpm import ExtraImages, load_extra
 from common.data.mixed import MixedBatches
 from common.engine import Engine
+from common.environment import ROOT
 from common.errors import UserError
 from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, judge, print_results
 from common.fit import SGD, BatchSource, TrainRecord, fit
@@ -167,7 +168,9 @@ def find_extra(args: argparse.Namespace, images: Images) -> ExtraImages | None:
             raise UserError("--aux-data-filename rest means the training images that --n_train leaves out: give "
                             "--n_train, or name an npz file")
         return ExtraImages.of_split(images.left_out, "training images that --n_train leaves out")
-    return load_extra(asked.split(","), classes=data.classes, image_shape=data.image_shape, index=args.aux_ind_pth,
+    # A record names files from the repository root.
+    files = [word if not word or Path(word).exists() else ROOT / word for word in asked.split(",")]
+    return load_extra(files, classes=data.classes, image_shape=data.image_shape, index=args.aux_ind_pth,
                       cache=args.data_dir)
 
 

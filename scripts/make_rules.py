@@ -272,6 +272,9 @@ def runs_of(args: argparse.Namespace, budget: str) -> list[Run]:
     if args.extra:
         if "extra" not in inspect.signature(planned).parameters:
             raise UserError(f"EXTRA={args.extra}: {args.paper} trains on no additional data; leave EXTRA out")
+        # Said now, not after the hours that the runs before it take.
+        if missing := [word for word in args.extra.split(",") if word != "rest" and not Path(word).is_file()]:
+            raise UserError(f"EXTRA={args.extra}: there is no file {missing[0]!r}; see data/README.md")
         extra = {"extra": args.extra}
     return planned(dataset=args.dataset, budget=budget, seeds=numbers(args.seeds, "SEEDS"),
                    methods=split(args.methods), data=args.data or None, data_dir=args.data_dir or None,

@@ -385,7 +385,10 @@ def test_a_line_break_in_a_path_is_refused():
         make_rules.for_make(["a\nb"])
 
 
-def test_additional_data_reach_a_paper_that_takes_them(monkeypatch):
+def test_additional_data_reach_a_paper_that_takes_them(monkeypatch, tmp_path):
+    (tmp_path / "a.npz").touch()
+    monkeypatch.chdir(tmp_path)
+
     def planned(*, dataset, budget, seeds, methods, data, data_dir, device, extra="usual"):
         return [dataset, budget, extra]
 
@@ -394,6 +397,9 @@ def test_additional_data_reach_a_paper_that_takes_them(monkeypatch):
     for words, wanted in (([], "usual"), (["--extra", "a.npz"], "a.npz")):
         args = make_rules.arguments().parse_args(["taker", "cifar10", *words])
         assert make_rules.runs_of(args, "short") == ["cifar10", "short", wanted]
+    args = make_rules.arguments().parse_args(["taker", "cifar10", "--extra", "a.npz,b.npz"])
+    with pytest.raises(UserError, match=r"EXTRA=a\.npz,b\.npz: there is no file 'b\.npz'"):
+        make_rules.runs_of(args, "short")
 
 
 def test_plan_only_writes_nothing_and_quiet_says_nothing(clone, monkeypatch, capsys):
