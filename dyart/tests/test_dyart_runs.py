@@ -91,7 +91,7 @@ def test_every_run_is_what_its_flags_say(dataset, budget):
 
 
 def test_plans_say_how_many_images():
-    assert planned("cifar10", "short")["at"].plans[0].plan == "paper-dyart-1000-200"
+    assert planned("cifar10", "short")["at"].plans[0].plan == "paper-dyart-1000-100"
     assert planned("cifar10", "gpu")["at"].plans[0].plan == "paper-dyart-10000-1000"
     assert planned("cifar10", "full")["at"].plans[0].plan == "paper-dyart"
 
