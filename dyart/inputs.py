@@ -10,7 +10,6 @@ from torch import nn
 
 from common.checkpoint import load_weights
 from common.data import DataSet, Split, hold_out
-from common.data.tiny_imagenet import held_out_permutation
 from common.environment import portable
 from common.errors import UserError
 from common.experiment import load_data
@@ -32,13 +31,13 @@ class Images:
 
 def load_images(settings: Settings, args: argparse.Namespace) -> Images:
     """The data set, split as released.  CIFAR: the first 1,024 training images validate.  Tiny-ImageNet: the last
-    10,000 of a fixed permutation.  A smaller data set gives at most a tenth of its images.
+    10,000 of a fixed permutation, in which they are loaded.  A smaller data set gives at most a tenth of its images.
     """
     data = load_data(data_spec(args), args.data_dir, held_out=settings.hold_out)
     count = len(data.train)
     if settings.data == "tiny-imagenet":
         size = min(10_000, count // 10)
-        held = held_out_permutation(count)[count - size:]
+        held = list(range(count - size, count))              # the loader's order is the released permutation
     else:
         held = list(range(max(1, min(VALIDATION, count // 10))))
     train, validation = hold_out(data.train, indices=held)

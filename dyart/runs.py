@@ -78,9 +78,9 @@ SPECIAL = {
     ("gpu", "tiny-imagenet"): replace(BUDGETS["gpu"], epochs=4),
     # Four times the pixels, twenty times the classes: DyART alone, and shorter.
     ("short", "tiny-imagenet"): replace(
-        BUDGETS["short"], about="3,000 images of Tiny-ImageNet, PreActResNet-18 of width 16, batches of 128, the "
+        BUDGETS["short"], about="2,000 images of Tiny-ImageNet, PreActResNet-18 of width 16, batches of 128, the "
         "burn-in's 21 epochs, then 2 of DyART: shows that the chain runs on real images, no more",
-        methods=("DyART",), epochs=2, n_train=3000, n_epoch_test=128, observe=128, n_autoattack=50),
+        methods=("DyART",), epochs=2, n_train=2000, n_epoch_test=128, observe=128, n_autoattack=50),
     ("short", "cifar10-extra"): replace(
         BUDGETS["short"], about="5,000 images and extra ones, PreActResNet-18 of width 16, batches of 128, 4 epochs of "
         "DyART after the burn-in", epochs=4, n_epoch_test=128, observe=128, n_autoattack=50)}

@@ -37,9 +37,9 @@ def load_tiny_imagenet(data_dir: Path, *, subset: bool = False) -> DataSet:
     """Tiny-ImageNet below `data_dir`, in tiny-imagenet-200/ or tiny-imagenet/: uint8 (N,3,64,64); test is its val/.
 
     train/<wnid>/images/*.JPEG or train/<wnid>/*.JPEG; val/images/*.JPEG with val/val_annotations.txt, or
-    val/<wnid>/*.JPEG.  The order is that of torchvision's ImageFolder: sorted wnids, then sorted file names.  Grey
-    images become RGB.  PNG copies (.png) are accepted, and `source` counts them.  Class names are those of words.txt.
-    There must be 200 classes with 500 training and 50 validation images each; subset=True takes a part of it, and
+    val/<wnid>/*.JPEG.  The order is torchvision's ImageFolder's (sorted wnids, then sorted file names) under a fixed
+    permutation (see `fixed_order`), so that the first N images are a sample of all classes.  Grey images become RGB.
+    PNG copies (.png) are accepted, and `source` counts them.  Class names are those of words.txt.  There must be 200 classes with 500 training and 50 validation images each; subset=True takes a part of it, and
     `source` says how much there is.  Decoded arrays are cached in data_dir/.cache.  Raises UserError.
     """
     root = _root(Path(data_dir))
@@ -51,8 +51,10 @@ def load_tiny_imagenet(data_dir: Path, *, subset: bool = False) -> DataSet:
     if not whole:
         _check_part(root, [train, val], classes, subset)
     arrays = _pixels(root, [train, val], Path(data_dir))
-    splits = [Split(torch.from_numpy(array), torch.tensor(part.labels))
-              for array, part in zip(arrays, (train, val), strict=True)]
+    splits = []
+    for array, part in zip(arrays, (train, val), strict=True):
+        order = fixed_order(len(array))
+        splits.append(Split(torch.from_numpy(array[order]), torch.tensor(part.labels)[torch.from_numpy(order)]))
     source = f"Tiny-ImageNet, {'as unpacked' if annotated else 'sorted into class folders'} (val taken as test)"
     if not whole:
         source += (f"; a subset: {len(classes)} of {CLASSES} classes, {len(train.paths)} of "
@@ -64,11 +66,10 @@ def load_tiny_imagenet(data_dir: Path, *, subset: bool = False) -> DataSet:
     return DataSet(NAME, splits[0], splits[1], len(classes), _class_names(root, classes), source)
 
 
-def held_out_permutation(count: int, seed: int = SEED) -> np.ndarray:
-    """int64 (count,): DyART's order of the training images, drawn by numpy's legacy generator of `seed`.
+def fixed_order(count: int, seed: int = SEED) -> np.ndarray:
+    """int64 (count,): the permutation under which the images stand, drawn by numpy's legacy generator of `seed`.
 
-    Positions are in the loader's order.  The last 10,000 (of a part of the data: a tenth, if that is less) validate,
-    the others train.
+    Of the training images it is DyART's: its first 90,000 train, its last 10,000 validate.
     """
     return np.random.RandomState(seed).permutation(count).astype(np.int64)
 

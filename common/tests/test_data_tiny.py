@@ -10,13 +10,18 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from common.data import load, tiny_imagenet
-from common.data.tiny_imagenet import held_out_permutation
+from common.data import Split, load, tiny_imagenet
+from common.data.tiny_imagenet import fixed_order
 from common.errors import UserError
 
 WNIDS = ["n01443537", "n01629819", "n02002000"]
 # In the archive's order, which is not sorted.
 LISTED = [WNIDS[2], WNIDS[0], WNIDS[1]]
+
+
+def sorted_back(split: Split) -> Split:
+    """A split without its fixed permutation: in ImageFolder's order."""
+    return split.subset(torch.from_numpy(np.argsort(fixed_order(len(split)))))
 
 
 def save(path: Path, seed: int, mode: str = "RGB", side: int = 64) -> None:
@@ -78,12 +83,12 @@ def data_dir(tmp_path, archive, small) -> Path:
 
 
 @pytest.mark.parametrize("name", ["tiny-imagenet-200", "tiny-imagenet"])
-def test_both_layouts_give_the_images_in_the_order_of_imagefolder(data_dir, name):
+def test_both_layouts_give_imagefolders_images_under_one_permutation(data_dir, name):
     first = load("tiny-imagenet", data_dir=data_dir)
     root = sorted_by_class((data_dir / "tiny-imagenet-200").rename(data_dir / name))
     second = load("tiny-imagenet", data_dir=data_dir)
     for part, split in (("train", second.train), ("val", second.test)):
-        folder = ImageFolder(root / part)
+        folder, split = ImageFolder(root / part), sorted_back(split)
         assert split.labels.tolist() == folder.targets
         for position in range(len(folder)):
             assert np.array_equal(split.images[position].permute(1, 2, 0).numpy(), np.asarray(folder[position][0]))
@@ -97,7 +102,8 @@ def test_both_layouts_give_the_images_in_the_order_of_imagefolder(data_dir, name
 
 
 def test_grey_and_four_colour_images_become_rgb(data_dir):
-    grey = load("tiny-imagenet", data_dir=data_dir).train.images[5]         # names sort as text: 0, 1, 10, 11, 2, 3
+    # Names sort as text: 0, 1, 10, 11, 2, 3.
+    grey = sorted_back(load("tiny-imagenet", data_dir=data_dir).train).images[5]
     assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
     assert grey.float().std() > 1
 
@@ -115,8 +121,9 @@ def test_a_part_of_it_is_taken_only_on_request_and_marked(data_dir):
     with pytest.raises(UserError, match=rf"has no folder {WNIDS[1]}, which wnids.txt lists \(1 of 3.*\?subset"):
         load("tiny-imagenet", data_dir=data_dir)
     part = load("tiny-imagenet?subset", data_dir=data_dir)
-    assert (part.classes, part.train.labels.tolist(), part.test.labels.tolist()) == (2, [0] * 11 + [1] * 12, [0, 1])
-    assert torch.equal(part.train.images[11:], whole.train.images[24:])
+    train, test = sorted_back(part.train), sorted_back(part.test)
+    assert (part.classes, train.labels.tolist(), test.labels.tolist()) == (2, [0] * 11 + [1] * 12, [0, 1])
+    assert torch.equal(train.images[11:], sorted_back(whole.train).images[24:])
     assert part.describe()["source"].endswith("; a subset: 2 of 3 classes, 23 of 36 training and 2 of 6 validation "
                                               "images")
 
@@ -144,9 +151,10 @@ def test_decoded_images_are_cached_and_other_classes_for_the_same_files_are_seen
     second = load("tiny-imagenet", data_dir=data_dir)
     assert len(decoded) == 1 and second.train.fingerprint == first.train.fingerprint
     # By class, then by name: val_1 and val_4 were of class 0, now val_0 and val_4 are.
-    assert torch.equal(second.test.images[0], first.test.images[4])
-    assert torch.equal(second.test.images[1], first.test.images[1])
-    assert torch.equal(second.test.images[4], first.test.images[0])
+    first, second = sorted_back(first.test), sorted_back(second.test)
+    assert torch.equal(second.images[0], first.images[4])
+    assert torch.equal(second.images[1], first.images[1])
+    assert torch.equal(second.images[4], first.images[0])
 
 
 IMAGE = f"train/{WNIDS[1]}/images/{WNIDS[1]}_3"
@@ -239,11 +247,11 @@ def test_the_real_numbers_are_asked_for(tmp_path, archive):
 
 def test_the_released_split():
     """Golden: numpy's legacy generator of seed 13 over 100,000 images."""
-    order = held_out_permutation(100_000)
+    order = fixed_order(100_000)
     assert order.dtype == np.int64 and np.array_equal(np.sort(order), np.arange(100_000))
     assert order[:4].tolist() == [72031, 27978, 55639, 51955]
     assert order[-4:].tolist() == [33634, 98378, 47280, 98642]
     state = np.random.get_state()[1].copy()
-    held_out_permutation(50)
+    fixed_order(50)
     assert np.array_equal(np.random.get_state()[1], state)
-    assert held_out_permutation(10, seed=1).tolist() == [2, 9, 6, 4, 0, 3, 1, 7, 8, 5]
+    assert fixed_order(10, seed=1).tolist() == [2, 9, 6, 4, 0, 3, 1, 7, 8, 5]
