@@ -39,8 +39,9 @@ def load_tiny_imagenet(data_dir: Path, *, subset: bool = False) -> DataSet:
     train/<wnid>/images/*.JPEG or train/<wnid>/*.JPEG; val/images/*.JPEG with val/val_annotations.txt, or
     val/<wnid>/*.JPEG.  The order is torchvision's ImageFolder's (sorted wnids, then sorted file names) under a fixed
     permutation (see `fixed_order`), so that the first N images are a sample of all classes.  Grey images become RGB.
-    PNG copies (.png) are accepted, and `source` counts them.  Class names are those of words.txt.  There must be 200 classes with 500 training and 50 validation images each; subset=True takes a part of it, and
-    `source` says how much there is.  Decoded arrays are cached in data_dir/.cache.  Raises UserError.
+    PNG copies (.png) are accepted, and `source` counts them.  Class names are those of words.txt.  There must be 200
+    classes with 500 training and 50 validation images each; subset=True takes a part of it, and `source` says how much
+    there is.  Decoded arrays are cached in data_dir/.cache.  Raises UserError.
     """
     root = _root(Path(data_dir))
     classes = _classes(root, subset)
