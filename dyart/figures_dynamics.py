@@ -89,7 +89,8 @@ def draw(grouped: Grouped, title: str, named: Callable[[str], Path]) -> list[Pat
         if found.rival is not None:
             what = "-".join(["boundary-speed", *([variant] if variant != "plain" else [])])
             steps = {("AT", variant): replace(found, speed=found.rival), (method, variant): found}
-            written.append(speeds(steps, dict.fromkeys(steps, begins[method, variant]), about, named(what),
+            written.append(speeds(steps, dict.fromkeys(steps, begins[method, variant]),
+                                  f"{about}; both steps from DyART's weights", named(what),
                                   "a step of {}"))
     for columns in beside(list(observed)):
         method, variant = columns[0]

@@ -208,3 +208,23 @@ def test_figures_need_no_torch(tmp_path, run_without_torch):
     code = ("from pathlib import Path\nfrom dyart import figures\n"
             "print(len(figures.draw(Path(sys.argv[1]), Path(sys.argv[1]))))")
     assert run_without_torch(code, str(tmp_path)) == "4\n"
+
+
+def test_the_same_weights_are_shown_under_both_steps(tmp_path, monkeypatch):
+    folder = record(tmp_path, "DyART", epochs=2, images=30)
+    with np.load(folder / "dynamics.npz", allow_pickle=False) as stored:
+        arrays = dict(stored)
+    np.savez_compressed(folder / "dynamics.npz", **arrays, speed_AT=-arrays["speed"])
+    drawn = []
+    monkeypatch.setattr(figures_dynamics, "speed_panel", lambda axes, radius, speed: drawn.append((radius, speed)))
+    found = figures_dynamics.read(read_runs(tmp_path))
+    assert np.array_equal(found.rival, -found.speed, equal_nan=True)
+    paths = figures_dynamics.draw({("DyART", "plain"): read_runs(tmp_path)}, "title",
+                                  lambda what: tmp_path / f"{what}.png")
+    assert "boundary-speed.png" in [path.name for path in paths]
+    at, own = drawn[:3], drawn[3:6]                        # three moments of a column, AT's first
+    for (radius, speed), (same, ours) in zip(at, own, strict=True):
+        assert np.array_equal(radius, same, equal_nan=True) and np.array_equal(speed, -ours, equal_nan=True)
+    np.savez_compressed(folder / "dynamics.npz", **arrays, speed_AT=arrays["speed"][:1])
+    with pytest.raises(UserError, match=r"is not what dyart/observe\.py writes"):
+        figures_dynamics.read(read_runs(tmp_path))
