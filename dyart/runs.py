@@ -83,7 +83,8 @@ SPECIAL = {
         methods=("DyART",), epochs=2, n_train=2000, n_epoch_test=128, observe=128, n_autoattack=50),
     ("short", "cifar10-extra"): replace(
         BUDGETS["short"], about="5,000 images and extra ones, PreActResNet-18 of width 16, batches of 128, 2 epochs of "
-        "DyART after the burn-in: shows that the chain runs on real images, no more", epochs=2, n_epoch_test=128, observe=128, n_autoattack=50)}
+        "DyART after the burn-in: shows that the chain runs on real images, no more",
+        epochs=2, n_epoch_test=128, observe=128, n_autoattack=50)}
 
 
 # -- what a run costs ------------------------------------------------------------------------------------------------
