@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.data import folder_cache
 from common.data.decode import in_parallel, opened
 from common.data.npz import slug
-from common.data.splits import DataSet, Split
+from common.data.splits import DataSet, in_fixed_order
 from common.errors import UserError
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp", ".gif"}
@@ -36,6 +35,7 @@ def load_folder(spec: str, *, data_dir: Path) -> DataSet:
     below CLASS; hidden files and other endings than ENDINGS are left out.  Classes are the sorted folder names, the
     same in both.  All images must have one size, unless size=S: then the shorter side becomes S (bilinear with
     antialiasing), and the centre S x S is cut out.  One colour image in either split makes all RGB; else all are grey.
+    The images stand in a fixed random order (`splits.fixed_order`), so that the first N are a sample of all classes.
     Transparency is dropped, EXIF rotation is not applied.  Decoded arrays are cached in data_dir/.cache.
     Raises UserError for anything that is missing or unreadable, naming the file.
     """
@@ -48,8 +48,7 @@ def load_folder(spec: str, *, data_dir: Path) -> DataSet:
     if images is None:
         images = _decoded(root, [*parts.values()], size)
         folder_cache.write(cache, key, images)
-    splits = [Split(torch.from_numpy(array), torch.tensor(part.labels))
-              for array, part in zip(images, parts.values(), strict=True)]
+    splits = [in_fixed_order(array, part.labels) for array, part in zip(images, parts.values(), strict=True)]
     name = slug(root.resolve().name)
     source = f"folder:{name}" + (f"?size={size}" if size else "") + (" (val taken as test)" if second == "val" else "")
     return DataSet(name, splits[0], splits[1], len(train.classes), train.classes, source)

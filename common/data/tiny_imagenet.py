@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.data import folder_cache
 from common.data.decode import in_parallel, opened
-from common.data.splits import DataSet, Split
+from common.data.splits import DataSet, in_fixed_order
 from common.errors import UserError
 
 NAME = "tiny-imagenet"
@@ -21,7 +20,6 @@ CLASSES, SIDE = 200, 64
 PER_CLASS = {"train": 500, "val": 50}
 # Ending -> what the file must be.  The official files are JPEGs; PNG copies lose nothing, so they may stand in.
 FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
-SEED = 13                      # of DyART's split
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,10 @@ def load_tiny_imagenet(data_dir: Path, *, subset: bool = False) -> DataSet:
 
     train/<wnid>/images/*.JPEG or train/<wnid>/*.JPEG; val/images/*.JPEG with val/val_annotations.txt, or
     val/<wnid>/*.JPEG.  The order is torchvision's ImageFolder's (sorted wnids, then sorted file names) under a fixed
-    permutation (see `fixed_order`), so that the first N images are a sample of all classes.  Grey images become RGB.
-    PNG copies (.png) are accepted, and `source` counts them.  Class names are those of words.txt.  There must be 200
-    classes with 500 training and 50 validation images each; subset=True takes a part of it, and `source` says how much
-    there is.  Decoded arrays are cached in data_dir/.cache.  Raises UserError.
+    permutation (`splits.fixed_order`), so that the first N images are a sample of all classes.  Grey images become
+    RGB.  PNG copies (.png) are accepted, and `source` counts them.  Class names are those of words.txt.  There must be
+    200 classes with 500 training and 50 validation images each; subset=True takes a part of it, and `source` says how
+    much there is.  Decoded arrays are cached in data_dir/.cache.  Raises UserError.
     """
     root = _root(Path(data_dir))
     classes = _classes(root, subset)
@@ -54,8 +52,7 @@ def load_tiny_imagenet(data_dir: Path, *, subset: bool = False) -> DataSet:
     arrays = _pixels(root, [train, val], Path(data_dir))
     splits = []
     for array, part in zip(arrays, (train, val), strict=True):
-        order = fixed_order(len(array))
-        splits.append(Split(torch.from_numpy(array[order]), torch.tensor(part.labels)[torch.from_numpy(order)]))
+        splits.append(in_fixed_order(array, part.labels))
     source = f"Tiny-ImageNet, {'as unpacked' if annotated else 'sorted into class folders'} (val taken as test)"
     if not whole:
         source += (f"; a subset: {len(classes)} of {CLASSES} classes, {len(train.paths)} of "
@@ -65,14 +62,6 @@ def load_tiny_imagenet(data_dir: Path, *, subset: bool = False) -> DataSet:
     if copies:
         source += f"; {copies} images are PNG copies"
     return DataSet(NAME, splits[0], splits[1], len(classes), _class_names(root, classes), source)
-
-
-def fixed_order(count: int, seed: int = SEED) -> np.ndarray:
-    """int64 (count,): the permutation under which the images stand, drawn by numpy's legacy generator of `seed`.
-
-    Of the training images it is DyART's: its first 90,000 train, its last 10,000 validate.
-    """
-    return np.random.RandomState(seed).permutation(count).astype(np.int64)
 
 
 def _root(data_dir: Path) -> Path:

@@ -8,7 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data import folder_cache, load
+from common.data import folder_cache, load, splits
+
+
+@pytest.fixture(autouse=True)
+def in_order(monkeypatch):
+    """Without the fixed permutation, which has a test of its own."""
+    monkeypatch.setattr(splits, "fixed_order", np.arange)
 
 
 def pixels(seed: int, shape: tuple[int, ...] = (6, 5, 3)) -> np.ndarray:
@@ -185,3 +191,16 @@ def test_data_can_be_used_where_no_cache_can_be_written(tmp_path):
     with pytest.warns(UserWarning, match=r"decoded again next time: cannot write .*file/\.cache"):
         data = load(f"folder:{root}", data_dir=tmp_path / "file")
     assert len(data.train) == 4
+
+
+def test_the_first_images_are_a_sample_of_all_classes(tmp_path, monkeypatch):
+    names = {f"{part}/{label}/{number}.png": pixels(100 * label + number)
+             for part in ("train", "test") for label in range(4) for number in range(8)}
+    root = make(tmp_path / "classes", names)
+    plain = load(f"folder:{root}", data_dir=tmp_path)
+    monkeypatch.undo()
+    mixed = load(f"folder:{root}", data_dir=tmp_path)
+    for part, whole in ((mixed.train, plain.train), (mixed.test, plain.test)):
+        assert set(part.labels[:12].tolist()) == {0, 1, 2, 3} and whole.labels[:8].tolist() == [0] * 8
+        order = torch.from_numpy(splits.fixed_order(32))
+        assert torch.equal(part.images, whole.images[order]) and torch.equal(part.labels, whole.labels[order])

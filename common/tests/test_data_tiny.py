@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from common.data import Split, load, tiny_imagenet
-from common.data.tiny_imagenet import fixed_order
+from common.data.splits import fixed_order
 from common.errors import UserError
 
 WNIDS = ["n01443537", "n01629819", "n02002000"]

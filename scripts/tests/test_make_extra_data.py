@@ -7,7 +7,7 @@ import pytest
 
 from common.data import load
 from common.data.ddpm import load_extra
-from common.data.tiny_imagenet import fixed_order
+from common.data.splits import fixed_order
 from common.errors import UserError
 from scripts import make_extra_data, make_tiny_layout
 
