@@ -12,6 +12,7 @@ The boundary is {f(., label) = 0}; an image is on the right side of it where f >
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from common.attacks import ball, frozen, mode
 from common.engine import Runner
+from common.threads import by_rows
 from common.types import StepContext
 from dyart.projection import PROJECTIONS
 
@@ -77,18 +79,18 @@ class FAB:
 
     def from_start(self, function: ScalarFunction, x: Tensor, y: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """The points (B,...) and whether they were found (B,), for images x (B,...) that all have f > 0."""
-        project = PROJECTIONS[self.norm]
+        project, slope = PROJECTIONS[self.norm], partial(value_and_gradient, function)
         x1, closest = start, x
         distance = x.new_full((len(x),), torch.inf)
         for _ in range(self.steps if len(x) else 0):
-            value, w = value_and_gradient(function, x1, y)
+            value, w = by_rows(slope, x1, y)
             b = (w * x1).flatten(1).sum(1) - value
             # Both in one call: on a CUDA device the number of kernels is what a projection costs.
             d1, d2 = project(torch.cat((x1, x)), torch.cat((w, w)), torch.cat((b, b))).chunk(2)
             alpha = per_image(self.alpha(d1, d2), x)
             x1 = ((x1 + self.overshoot * d1) * (1 - alpha) + (x + self.overshoot * d2) * alpha).clamp(0, 1)
             with torch.no_grad():
-                across = function(x1, y) < 0
+                across = by_rows(function, x1, y) < 0
             reached = self.length(x1 - x)
             closer = across & (reached < distance)
             closest = torch.where(per_image(closer, x), x1, closest)
