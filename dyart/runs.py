@@ -80,11 +80,12 @@ SPECIAL = {
     ("short", "tiny-imagenet"): replace(
         BUDGETS["short"], about="2,000 images of Tiny-ImageNet, PreActResNet-18 of width 16, batches of 128, the "
         "burn-in's 21 epochs, then 2 of DyART: shows that the chain runs on real images, no more",
-        methods=("DyART",), epochs=2, n_train=2000, n_epoch_test=128, observe=128, n_autoattack=50),
+        methods=("DyART",), epochs=2, n_train=2000, n_epoch_test=128, observe=128, n_test=500,
+        n_autoattack=20),
     ("short", "cifar10-extra"): replace(
-        BUDGETS["short"], about="5,000 images and extra ones, PreActResNet-18 of width 16, batches of 128, 2 epochs of "
+        BUDGETS["short"], about="5,000 images and extra ones, PreActResNet-18 of width 16, batches of 128, an epoch of "
         "DyART after the burn-in: shows that the chain runs on real images, no more",
-        epochs=2, n_epoch_test=128, observe=128, n_autoattack=50)}
+        epochs=1, n_epoch_test=128, observe=128, n_test=500, n_autoattack=20)}
 
 
 # -- what a run costs ------------------------------------------------------------------------------------------------
