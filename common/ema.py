@@ -12,11 +12,16 @@ from torch import Tensor, nn
 class Averaging:
     """How a run averages its weights: after step t (0-based), `average <- d*average + (1-d)*model`, d = decay(t).
 
-    buffers: "average" (batch-norm statistics too, after every step) or "copy" (the model's, at each epoch's end).
+    buffers: "average" (batch-norm statistics too, after every step), "statistics" (the same, but integer buffers, such
+    as batch norm's counters, are the model's) or "copy" (the model's, at each epoch's end).
     """
 
     decay: Callable[[int], float]
     buffers: str = "average"
+
+    def __post_init__(self):
+        if self.buffers not in ("average", "statistics", "copy"):
+            raise ValueError(f"buffers {self.buffers!r}: average, statistics or copy")
 
 
 def warmed_up(limit: float) -> Callable[[int], float]:
@@ -31,10 +36,17 @@ def averaged_copy(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def update(average: nn.Module, model: nn.Module, decay: float, buffers: str = "average") -> None:
-    """`average <- decay*average + (1-decay)*model`, in place, for parameters and (unless "copy") for buffers."""
+    """`average <- decay*average + (1-decay)*model`, in place, for parameters and, as `Averaging` says, for buffers."""
     move(list(average.parameters()), list(model.parameters()), decay)
-    if buffers == "average":
-        move(list(average.buffers()), list(model.buffers()), decay)
+    if buffers == "copy":
+        return
+    pairs = list(zip(average.buffers(), model.buffers(), strict=True))
+    if buffers == "statistics":
+        for ours, theirs in pairs:
+            if not ours.is_floating_point():
+                ours.copy_(theirs)
+        pairs = [(ours, theirs) for ours, theirs in pairs if ours.is_floating_point()]
+    move([ours for ours, _ in pairs], [theirs for _, theirs in pairs], decay)
 
 
 def move(averages: list[Tensor], values: list[Tensor], decay: float) -> None:

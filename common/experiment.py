@@ -16,6 +16,7 @@ from torch import nn
 from common import models, records
 from common.checkpoint import load_weights
 from common.data import DataSet, Split, hold_out, load
+from common.data.corruption_files import CorruptionFiles
 from common.engine import Engine
 from common.environment import ROOT, begin, environment, portable, relative_command
 from common.errors import UserError
@@ -129,7 +130,12 @@ class Experiment:
             **self.identity, "method": self.method, "variant": self.variant, "budget": self.budget, "seed": self.seed,
             "config": dict(self.config), "config_sha256": self.config_sha256, "spec_sha256": self.spec,
             "quirks": list(self.quirks), "needs": dict(self.needs), "data": dict(self.data),
-            "model": {**self.config["model"], "parameters": parameters}, "command": relative_command()})
+            "model": {**self.config["model"], "parameters": parameters}, "command": self._command()})
+
+    def _command(self) -> str:
+        """What began the run: a command that goes on with it need not say its flags."""
+        path = self.folder / "run.json"
+        return read_json(path)["command"] if path.exists() else relative_command()
 
     def close(self, trained: TrainRecord, engine: Engine, *, selected_on: str | None = None) -> None:
         """Write train.json: its presence says that training ended."""
@@ -185,11 +191,12 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
 
 
 def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping[str, Any], engine: Engine,
-          checkpoint: str = "last", seed: int = 1, spec: str | None = None, batch_size: int | None = None) -> Path:
+          checkpoint: str = "last", seed: int = 1, spec: str | None = None, batch_size: int | None = None,
+          corrupted: CorruptionFiles | None = None) -> Path:
     """Evaluate a finished run by `plan` and write eval-PLAN.json and flags-PLAN.npz; the path of the former.
 
-    An interrupted evaluation goes on where it was.  UserErrors: no such run or checkpoint, weights that are not the
-    recorded ones, a class count that does not fit.
+    An interrupted evaluation goes on where it was.  corrupted: the files of a plan of kind corruption-file.
+    UserErrors: no such run or checkpoint, weights that are not the recorded ones, a class count that does not fit.
     """
     begin()
     run = records.read_record(folder / "run.json", "run")
@@ -212,7 +219,7 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     network = build_network(run["config"]["model"])
     load_weights(network, path)
     results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device,
-                       work=weights / "evaluations", batch_size=batch_size)
+                       work=weights / "evaluations", batch_size=batch_size, corrupted=corrupted)
     described = engine.describe()
     longest = max(len(result.flags) for result in results)
     written = records.write_eval(folder, {
@@ -220,7 +227,8 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
         **measured, "data": dict(data), "chunk": plan.chunk, "results": [result_json(result) for result in results],
         "environment": environment(described["device_name"], "fp32", described["torch_threads"]),
         "command": relative_command()},
-        flags={result.name: result.flags for result in results}, index=np.arange(longest, dtype=np.int64))
+        flags={result.name: result.flags for result in results}, index=np.arange(longest, dtype=np.int64),
+        arrays={result.name: result.arrays for result in results})
     forget(weights / "evaluations", plan)
     return written
 
@@ -240,8 +248,9 @@ def with_spec(path: Path, spec: str | None) -> Path:
     record = records.EvalRecord(path, records.read_record(path, "eval"))
     if spec in (None, record.record["spec_sha256"]):
         return path
-    flags = {name: flags for name, flags in record.arrays.items() if name != "index"}
-    return records.write_eval(path.parent, {**record.record, "spec_sha256": spec}, flags, record.arrays["index"])
+    flags = {name: record.arrays[name] for name in record.results}
+    return records.write_eval(path.parent, {**record.record, "spec_sha256": spec}, flags, record.arrays["index"],
+                              {name: record.numbers(name) for name in record.results})
 
 
 def print_results(path: Path) -> None:

@@ -79,7 +79,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
         out: Path, weights: Path, seed: int, engine: Engine, identity: str = "", average: ema.Averaging | None = None,
         validate: Callable[[nn.Module], dict[str, float]] | None = None, validate_first: bool = False,
         select: Mapping[str, Callable[[dict[str, float]], float]] = MappingProxyType({}),
-        snapshots: Collection[int] = (),
+        online: Collection[str] = (), snapshots: Collection[int] = (),
         observe: Callable[[nn.Module, torch.optim.Optimizer, int], None] | None = None,
         before_step: Callable[[nn.Module, Batch, StepContext], None] | None = None,
         after_step: Callable[[nn.Module, Batch, StepContext], None] | None = None) -> TrainRecord:
@@ -88,6 +88,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
     out       metrics.jsonl is written there, a line an epoch; `weights` gets last.pt, average.pt, resume.pt
     validate  network to judge (the average if there is one, in eval mode) -> named numbers, into the metrics
     select    name -> (those numbers -> score): the weights of the strictly highest score are kept as NAME.pt
+    online    names in `select` that keep the model in training, not the judged network
     snapshots 0-based epochs at whose end the judged network is kept, as EPOCH.pt
     observe   called with the model, the optimiser and the epochs done (before the first one: 0) after each epoch,
               before the epoch counts as done: what it writes must be written again where a resumed run comes by again
@@ -99,6 +100,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
         engine.place(module).eval().requires_grad_(False)
     averaged = ema.averaged_copy(model) if average else None
     judged = averaged if averaged is not None else model
+    keeps = {name: model if name in online else judged for name in select}
     optimiser = optim.build(model)
     parts = {"model": model, "optimiser": optimiser, **({"average": averaged} if averaged is not None else {})}
     journal = Journal(out=out, weights=weights, identity=identity, parts=parts, device=engine.device)
@@ -108,7 +110,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
 
     if not resumed:
         if validate_first and validate:
-            consider(judged, journal.check(validate(judged.eval()), 0), select, journal)
+            consider(keeps, journal.check(validate(judged.eval()), 0), select, journal)
         if observe:
             observe(model, optimiser, 0)
     while journal.epoch < epochs:
@@ -142,7 +144,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
             ema.copy_buffers(averaged, model)
         means, train_seconds = journal.means(logs), time.perf_counter() - started
         numbers = journal.check(validate(judged.eval()), epoch + 1) if validate else {}
-        consider(judged, numbers, select, journal)
+        consider(keeps, numbers, select, journal)
         if epoch in snapshots:
             checkpoint.save_state(journal.weights / f"{epoch}.pt", judged.state_dict())
         if observe:
@@ -154,14 +156,17 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
     return finish(journal, {"last": model, **({"average": averaged} if averaged is not None else {})}, engine, kept)
 
 
-def consider(model: nn.Module, numbers: dict[str, float], select: Mapping[str, Callable[[dict[str, float]], float]],
-             journal: Journal) -> None:
-    """Keep the weights as NAME.pt for each selection by which their score is strictly the highest so far."""
+def consider(keeps: Mapping[str, nn.Module], numbers: dict[str, float],
+             select: Mapping[str, Callable[[dict[str, float]], float]], journal: Journal) -> None:
+    """Keep a network's weights as NAME.pt for each selection by which the score is strictly the highest so far.
+
+    keeps: name of a selection -> the network whose weights it keeps.
+    """
     for name, score_of in select.items() if numbers else ():
         score = score_of(numbers)
         if name not in journal.best or score > journal.best[name]:
             journal.best[name] = score
-            checkpoint.save_state(journal.weights / f"{name}.pt", model.state_dict())
+            checkpoint.save_state(journal.weights / f"{name}.pt", keeps[name].state_dict())
 
 
 def finish(journal: Journal, networks: dict[str, nn.Module], engine: Engine,

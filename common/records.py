@@ -69,6 +69,8 @@ def problems(kind: str, record: Any) -> list[str]:
         counts = [record["robust"], *record.get("survivors", {}).values()]
         if record["n"] < 1 or any(not 0 <= count <= record["n"] for count in counts):
             found.append(f"result {record['name']!r} counts {counts} robust images of {record['n']}")
+        if not isinstance(record.get("values", {}), Mapping):
+            found.append(f"'values' of result {record['name']!r} is {record['values']!r}, not dict")
     return found + [problem for name, value in inner for problem in problems(name, value)]
 
 
@@ -95,12 +97,14 @@ def write_train(folder: Path, record: Mapping[str, Any]) -> Path:
     return _write("train", folder, "train.json", record)
 
 
-def write_eval(folder: Path, record: Mapping[str, Any], flags: Mapping[str, np.ndarray], index: np.ndarray) -> Path:
+def write_eval(folder: Path, record: Mapping[str, Any], flags: Mapping[str, np.ndarray], index: np.ndarray,
+               arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None) -> Path:
     """Write flags-PLAN.npz, then eval-PLAN.json, which names it and its hash.
 
     flags: one bool array (n,) per result, True = still classified correctly.
     index: int64 (N,) positions in the test set, strictly increasing.  A result of n < N images has flags for the
     first n of them.  Counts that disagree with the flags are a ValueError; `flags` and `flags_sha256` are filled in.
+    arrays: result -> what -> (n,), further numbers per image, kept in the same file as RESULT/WHAT.
     """
     plan, index = record["plan"], np.asarray(index)
     if index.dtype != np.int64 or index.ndim != 1 or np.any(np.diff(index) <= 0):
@@ -114,11 +118,14 @@ def write_eval(folder: Path, record: Mapping[str, Any], flags: Mapping[str, np.n
             raise ValueError(f"plan {plan}: flags of {result['name']} must be bool ({result['n']},)")
         if int(kept.sum()) != result["robust"]:
             raise ValueError(f"plan {plan}: {result['name']} counts {result['robust']}, its flags {int(kept.sum())}")
+    further = {f"{name}/{what}": array for name, found in (arrays or {}).items() for what, array in found.items()}
+    if unfit := [key for key, array in further.items() if array.shape != flags[key.rpartition("/")[0]].shape]:
+        raise ValueError(f"plan {plan}: {unfit[0]} must have one number per image of its result")
     whole = {**record, "flags": f"flags-{plan}.npz", "flags_sha256": "0"}
     _check("eval", whole)
     target = Path(folder) / whole["flags"]
     with replacing(target) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, index=index, **{name: flags[name] for name in names})
+        np.savez_compressed(stream, index=index, **{name: flags[name] for name in names}, **further)
     whole["flags_sha256"] = sha256_of(target)
     return _write("eval", folder, f"eval-{plan}.json", whole)
 
@@ -216,12 +223,15 @@ class EvalRecord:
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
-        """Evaluator name -> {name, kind, norm, eps, settings, robust, n, survivors, seconds}."""
+        """Evaluator name -> {name, kind, norm, eps, settings, robust, n, survivors, seconds}; some have values."""
         return {result["name"]: result for result in self.record["results"]}
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """`index` int64 (N,) and per evaluator bool (n,), n <= N; a missing or other file is a UserError."""
+        """`index` int64 (N,) and per evaluator bool (n,), n <= N; a missing or other file is a UserError.
+
+        Further numbers of an evaluator (see `numbers`) stand under EVALUATOR/WHAT.
+        """
         path = self.path.with_name(self.record["flags"])
         if not path.exists():
             raise UserError(f"{path} is missing: restore it from git or evaluate the run again")
@@ -229,6 +239,12 @@ class EvalRecord:
             raise UserError(f"{path} is not the file that {self.path.name} names: evaluate the run again")
         with np.load(path) as stored:
             return {name: stored[name] for name in stored.files}
+
+
+    def numbers(self, evaluator: str) -> dict[str, np.ndarray]:
+        """What -> (n,): an evaluator's further numbers per image, such as the distances of a boundary attack."""
+        return {key.removeprefix(f"{evaluator}/"): array for key, array in self.arrays.items()
+                if key.startswith(f"{evaluator}/")}
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
 """What eval_aa.py does: AutoAttack, or another plan, on one checkpoint.  torch is imported once the flags are right."""
 
 import argparse
-import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.environment import ROOT, environment, portable, relative_command
+from common import commands
+from common.environment import ROOT, portable
 from common.errors import UserError, exit_cleanly
 from common.evaluation.plans import Plan
-from common.files import sha256_of, write_json
 from common.flags import Parser, choose_quirks, count, name, number
 from common.records import read_record
 from dyart import flags, original
@@ -52,15 +50,6 @@ def parser() -> Parser:
     ours.add_argument("--out", type=Path, default=None, help="of a checkpoint that is no run: write the record to this "
                       "file (if not given, the result is only printed)")
     return parse
-
-
-def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """All flags, and those among them that were typed."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    unset = object()
-    given = parser().parse_args(words, argparse.Namespace(**dict.fromkeys(vars(parser().parse_args([])), unset)))
-    typed = {flag: value for flag, value in vars(given).items() if value is not unset}
-    return parser().parse_args(words), typed
 
 
 def chosen_plan(args: argparse.Namespace, typed: dict[str, Any], settings: Settings) -> Plan:
@@ -113,9 +102,7 @@ def evaluate_run(folder: Path, args: argparse.Namespace, typed: dict[str, Any]) 
                         f"resume.sh {portable(str(folder))}")
     kept = read_record(folder / "train.json", "train")["weights"]
     usual = next((word for word in ("best", "average", "last") if word in kept), "last")
-    checkpoint = args.checkpoint or usual
-    if checkpoint not in kept:
-        raise UserError(f"{run['run']} has no checkpoint {checkpoint!r}: there are {', '.join(kept)}")
+    checkpoint = commands.chosen_checkpoint(run, kept, args.checkpoint, usual)
     settings = settings_of_run(run)
     plan = chosen_plan(args, typed, settings)
     seed = typed.get("seed", run["seed"])
@@ -123,7 +110,7 @@ def evaluate_run(folder: Path, args: argparse.Namespace, typed: dict[str, Any]) 
     suffix = (f"-{checkpoint}" if checkpoint != usual else "") + (f"-s{seed}" if seed != run["seed"] else "")
     plan = replace(plan, name=(plan.name + suffix).lower())
     place_data(args, typed, run)
-    note_unused(typed, USED)
+    commands.note_unused(typed, USED)
 
     from common.engine import Engine
     from common.experiment import judge, print_results
@@ -150,27 +137,11 @@ def settings_of_run(run: dict[str, Any]) -> Settings:
 
 def place_data(args: argparse.Namespace, typed: dict[str, Any], run: dict[str, Any]) -> None:
     """Let `args` name the run's data, unless --data does."""
-    words = shlex.split(run["command"])
-    start = words.index("dyart/train.py") + 1 if "dyart/train.py" in words else len(words)
-    trained, _ = flags.parser().parse_known_args(words[start:])
+    trained, _ = flags.parser().parse_known_args(commands.recorded_flags(run, "dyart/train.py") or [])
     args.allow_subset = args.allow_subset or trained.allow_subset
-    args.data_dir = args.data_dir or (trained.data_dir and str(found_at(trained.data_dir) or "")) or None
-    if "data" in typed:
-        return
-    args.data = trained.data or run["config"]["data"]["protocol"]
-    kind, colon, path = args.data.partition(":")
-    if colon:
-        file, question, query = path.partition("?")
-        here = found_at(file)
-        if here is None:
-            raise UserError(f"the run was trained on {run['data']['source']}, given as --data {args.data}, which is "
-                            "not here: say with --data where it lies")
-        args.data = f"{kind}:{here}{question}{query}"
-
-
-def found_at(path: str) -> Path | None:
-    """Where a path of a record is: it is written as seen from the repository root, or with its last part only."""
-    return next((base for base in (Path(path), ROOT / path) if base.exists()), None)
+    args.data_dir = args.data_dir or (trained.data_dir and str(commands.found_at(trained.data_dir) or "")) or None
+    if "data" not in typed:
+        args.data = commands.found_data(trained.data or run["config"]["data"]["protocol"], run["data"]["source"])
 
 
 def described(found: dict[str, Any], train: bool) -> dict[str, Any]:
@@ -188,45 +159,21 @@ def evaluate_file(checkpoint: Checkpoint, args: argparse.Namespace, typed: dict[
     seed = typed.get("seed", settings.seed)
     if "data" not in typed:
         args.data = checkpoint.data
-    if args.out is not None and args.out.is_dir():
-        raise UserError(f"--out {args.out} is a folder: name a file")
-    note_unused(typed, USED | {"width"} | (OF_A_FILE if checkpoint.by_flags else set()))
+    commands.note_unused(typed, USED | {"width"} | (OF_A_FILE if checkpoint.by_flags else set()))
 
-    from common.checkpoint import load_weights
     from common.engine import Engine
-    from common.evaluation import evaluate, forget, plan_sha256, result_json
-    from common.experiment import build_network
     from dyart.inputs import describe_network, load_images
-    engine = Engine.choose(args.device, "fp32")
     data = load_images(settings, args).data
-    model = describe_network(settings, data)
-    network = build_network(model)
-    loaded = portable(str(load_weights(network, checkpoint.file)))
-    print(f"{loaded}\n{model['name']}, {data.classes} classes, as said by {checkpoint.told}")
-    with tempfile.TemporaryDirectory() as passing:
-        # Beside --out an interrupted evaluation leaves what it has done, and goes on from there.
-        work = Path(passing) if args.out is None else args.out.parent
-        results = evaluate(engine.place(network), data.train if args.train else data.test, plan, seed=seed,
-                           device=engine.device, work=work)
-        engine_said = engine.describe()
-        if args.out is not None:
-            write_json(args.out, portable({
-                "checkpoint": {"file": str(checkpoint.file), "sha256": sha256_of(checkpoint.file), "loaded": loaded},
-                "model": model, "settings_from": checkpoint.told, "plan": plan.to_json(),
-                "plan_sha256": plan_sha256(plan), "seed": seed, "data": described(data.describe(), args.train),
-                "results": [result_json(result) for result in results],
-                "environment": environment(engine_said["device_name"], "fp32", engine_said["torch_threads"]),
-                "command": relative_command()}))
-        forget(work, plan)
-    for result in results:
-        print(f"  {result.name:<14} {100 * result.robust / result.n:6.2f} %  ({result.robust} of {result.n} images)")
-    if args.out is not None:
-        print(f"record: {portable(str(args.out))}")
+    results = commands.judge_file(checkpoint.file, model=describe_network(settings, data), told=checkpoint.told,
+                                  plan=plan, test=data.train if args.train else data.test,
+                                  data=described(data.describe(), args.train),
+                                  engine=Engine.choose(args.device, "fp32"), seed=seed, out=args.out)
+    commands.print_counts(results, args.out)
 
 
 def run(argv: Sequence[str] | None = None) -> None:
     """What the command does; UserErrors for what the user can mend."""
-    args, typed = parse(argv)
+    args, typed = commands.parse_typed(parser, argv)
     asked = args.fname_input
     if asked == DOTS:
         raise UserError("--fname_input: give the folder of a run (results/dyart/<data set>/<run>), a folder of the "
@@ -236,7 +183,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     # A file inside a run of ours, such as weights/dyart/cifar10/RUN/10.pt, is that run's checkpoint.
     inside = Path(asked).stem if asked.endswith(".pt") else None
     try:
-        folder = flags.run_folder(str(Path(asked).parent) if inside else asked)
+        folder = commands.run_folder(str(Path(asked).parent) if inside else asked, flags.why_none(asked))
     except UserError:
         found = original.find(asked, args.checkpoint, {**vars(args), "seed": typed.get("seed")})
         if found is None:
@@ -245,12 +192,6 @@ def run(argv: Sequence[str] | None = None) -> None:
     if inside:
         args.checkpoint = args.checkpoint or inside
     return evaluate_run(folder, args, typed)
-
-
-def note_unused(typed: dict[str, Any], used: set[str]) -> None:
-    """Say which of the flags given have no effect."""
-    if idle := sorted(typed.keys() - used):
-        print(f"note: the run knows its own training; no effect: --{', --'.join(idle)}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

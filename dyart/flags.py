@@ -2,15 +2,14 @@
 
 import argparse
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.environment import ROOT, portable
+from common.commands import unfinished
+from common.environment import ROOT
 from common.errors import UserError, exit_cleanly
 from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, number, positive, radius, share
-from common.records import read_record
 from dyart.settings import ATTACKS, DEAD, PROTOCOLS, QUIRKS, SCHEDULERS, Settings
 
 MODELS = {"preact-resnet": "preactresnet"}            # start of a released name, start of ours
@@ -184,30 +183,15 @@ def resumed(argv: Sequence[str]) -> list[str]:
         return list(argv)
     if asked.resume_fname is None:
         raise UserError("--resume true needs --resume_fname FOLDER: the run's folder under results/dyart/")
-    folder = run_folder(asked.resume_fname)
-    run = read_record(folder / "run.json", "run")
-    words = shlex.split(run["command"])
-    if run["paper"] != "dyart" or "dyart/train.py" not in words:
-        raise UserError(f"{asked.resume_fname} is no run of dyart/train.py: it was made with {run['command']}")
-    if (folder / "train.json").exists():
-        raise UserError(f"{run['run']} is trained to its end, there is nothing to resume; evaluate it: "
-                        f"bash dyart/scripts/eval.sh {portable(str(folder))}")
-    again = words[words.index("dyart/train.py") + 1:]
-    place = ["--run", run["run"], "--dataset_name", run["dataset"]]
-    return [*again, *place, *rest]
+    again = unfinished(asked.resume_fname, "dyart", "dyart/train.py", "bash dyart/scripts/eval.sh",
+                       why_none(asked.resume_fname))
+    return [*again, *rest]
 
 
-def run_folder(text: str) -> Path:
-    """The results folder of a run, named by it or by its twin under weights/, from here or from the repository root."""
-    for base in (Path(text), ROOT / text):
-        if (base / "run.json").is_file():
-            return base
-        twin = ROOT / "results" / Path(*base.resolve().parts[-3:])
-        if base.is_dir() and (twin / "run.json").is_file():
-            return twin
+def why_none(text: str) -> str:
+    """Why a folder is no run of ours."""
     theirs = any((base / "ResumeParameter.pth").exists() for base in (Path(text), ROOT / text))
-    why = "it is a folder of the original repository, whose optimiser state is not read" if theirs else "no run.json"
-    raise UserError(f"{text} is no run of this repository ({why}): give results/dyart/<data set>/<run>")
+    return "it is a folder of the original repository, whose optimiser state is not read" if theirs else "no run.json"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -4,13 +4,15 @@ Nothing here waits for the device, and no sampler state is ever saved: the order
 (seed, epoch), the augmentation of a batch one of (seed, epoch, step).  mixed.py has batches with extra images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
+from common.data import policies
 from common.data.augmentation import CROP_MODES, CropMode, apply, augment, check_crop, check_rotation, draw
+from common.data.cutmix import draw_mix, mix_images, mix_labels
 from common.data.splits import Split, to_float
 from common.errors import UserError
 from common.seeds import fold
@@ -26,6 +28,9 @@ class Batches:
     batch_size: images per step over all ranks; each of the `ranks` processes gets batch_size/ranks of them.
     crop, crop_mode, flip, rotate: see `augment`.  views: how often each image is augmented, independently; x stacks
     the views one after another, (views*B,C,H,W).  channels_last: the memory format of x.
+    policy: 0-based epoch -> whether its images go through AutoAugment and cutout (policies.py) after that.
+    cutmix: (alpha, beta) of CutMix (cutmix.py) in every batch, over the `classes` classes; then y is float32
+    (B,classes), the mixed labels, and extra int64 (B,), the images' own ones.  With one view only.
     drop_last: leave out the last batch if it is not full.  Otherwise it is kept; with several ranks it is cut to a
     multiple of them (at most ranks-1 images an epoch are left out, others in each epoch), for the ranks must have
     equal shares: then the mean over ranks of the batch means is the mean over the batch.
@@ -46,6 +51,9 @@ class Batches:
     flip: bool = False
     rotate: float = 0.0
     views: int = 1
+    policy: Callable[[int], bool] | None = None
+    cutmix: tuple[float, float] | None = None
+    classes: int | None = None
     drop_last: bool = False
     steps: int | None = None
     rank: int = 0
@@ -64,12 +72,22 @@ class Batches:
                             f"make the batch size a multiple of {self.ranks}")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"{self.steps} batches an epoch: give at least 1")
-        check_crop(self.crop, self.crop_mode, self.split.images.shape[-2:])
+        check_crop(self.crop, self.crop_mode, self._image_size)
         check_rotation(self.rotate)
+        if self.cutmix is not None:
+            if self.views > 1 or self.classes is None:
+                raise ValueError(f"CutMix needs the number of classes and one view, not {self.classes}, {self.views}")
+            draw_mix(1, self._image_size, torch.Generator(), *self.cutmix)        # refuses what is no Beta's parameter
         if self._pass_steps == 0:
             why = "when the last one is dropped" if self.drop_last else f"for {self.ranks} processes"
             raise UserError(f"no batch of {self.batch_size} can be made of {len(self.split)} images {why}: "
                             "use a smaller batch size or more images")
+
+    @property
+    def _image_size(self) -> tuple[int, int]:
+        """(H, W)."""
+        height, width = self.split.images.shape[-2:]
+        return height, width
 
     @property
     def _pass_images(self) -> int:
@@ -102,7 +120,8 @@ class Batches:
         return torch.randperm(len(self.split), generator=generator, device=self.device)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` (0-based) from step `start` on: x float32 (views*B,C,H,W) in [0,1], y int64 (B,)."""
+        """The batches of `epoch` (0-based) from step `start` on: x float32 (views*B,C,H,W) in [0,1], y int64 (B,), or
+        with `cutmix` float32 (B,classes)."""
         turn, order = -1, None
         for step in range(start, len(self)):
             if step // self._pass_steps != turn:
@@ -115,15 +134,34 @@ class Batches:
         size = min(self.batch_size, self._pass_images - begin)           # over all ranks
         share = size // self.ranks
         mine = slice(self.rank * share, (self.rank + 1) * share)
-        positions = order[begin + mine.start:begin + mine.stop]
+        # CutMix takes from any image of the batch, so that every rank makes all of it.
+        made = mine if self.cutmix is None else slice(0, size)
+        positions = order[begin + made.start:begin + made.stop]
+        labels, own = self.split.labels.index_select(0, positions), None
+        images = self._augmented(positions, made, size, epoch, step)
+        if self.cutmix is not None:
+            mix = draw_mix(size, self._image_size, self._host_generator("cutmix", epoch, step), *self.cutmix)
+            images, own = mix_images(images, mix)[mine], labels[mine]
+            labels = mix_labels(labels, mix, self.classes)[mine]
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(to_float(images), labels, own)
+
+    def _augmented(self, positions: Tensor, made: slice, size: int, epoch: int, step: int) -> Tensor:
+        """uint8 (views*M,C,H,W): the views of the images at `positions` (M,), rows `made` of a batch of `size`."""
         images = self.split.images.index_select(0, positions.repeat(self.views))
         if self.crop or self.flip or self.rotate:
             generator = self._generator("augment", epoch, step)
             draws = draw(self.views * size, generator, self.crop, self.flip, self.rotate)
-            images = apply(images, draws.take(mine.start, mine.stop, self.views), self.crop, self.crop_mode)
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(to_float(images), self.split.labels.index_select(0, positions))
+            images = apply(images, draws.take(made.start, made.stop, self.views), self.crop, self.crop_mode)
+        if self.policy is not None and self.policy(epoch):
+            drawn = policies.draw(self.views * size, self._image_size, self._host_generator("policy", epoch, step))
+            images = policies.apply(images, drawn.take(made.start, made.stop, self.views))
+        return images
 
     def _generator(self, *keys: int | str) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(fold(self.seed, *keys))
+
+    def _host_generator(self, *keys: int | str) -> torch.Generator:
+        """On the CPU, whatever the device, for draws that the host must know."""
+        return torch.Generator().manual_seed(fold(self.seed, *keys))

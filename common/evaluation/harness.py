@@ -6,11 +6,11 @@ parameters frozen.  An image is robust under an evaluator if it is classified co
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,12 +21,17 @@ from common.attacks.balls import ball
 from common.data.batches import augment
 from common.data.splits import Split, to_float
 from common.errors import UserError
-from common.evaluation import autoattack
+from common.evaluation import autoattack, corruptions
 from common.evaluation.judging import Network, allowed, correct, judged, seeded, weights_sha256
+from common.evaluation.kinds import CORRUPTION_KINDS, NOISE_KINDS, unusual_size
 from common.evaluation.ledger import Chunk, Ledger, ledger_path
+from common.evaluation.measuring import Measuring, values_of
 from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
 from common.evaluation.runners import Runner, runner_for
 from common.seeds import fold
+
+if TYPE_CHECKING:
+    from common.data.corruption_files import CorruptionFiles
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,15 @@ class Result:
 
     flags (n,) numpy bool in test-set order: correct clean and under the attack; robust: their number.
     survivors: images left, clean and after each stage of an attack that has several.  seconds: of all chunks.
+    arrays: name -> (n,) float32, of evaluators that measure more than flags; values: what a record says of them.
     """
 
     evaluator: Evaluator
     flags: np.ndarray
     survivors: dict[str, int]
     seconds: float
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -79,17 +87,20 @@ def result_json(result: Result) -> dict[str, Any]:
     numbers = {name: getattr(evaluator, name) for name in KINDS[evaluator.kind].uses if name != "eps"}
     return {"name": evaluator.name, "kind": evaluator.kind, "norm": evaluator.norm, "eps": evaluator.eps,
             "settings": numbers | dict(evaluator.settings), "robust": result.robust, "n": result.n,
-            "survivors": result.survivors, "seconds": round(result.seconds, 3)}
+            "survivors": result.survivors, "seconds": round(result.seconds, 3),
+            **({"values": dict(result.values)} if result.values else {})}
 
 
 def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: torch.device | str, work: Path,
-             batch_size: int | None = None, progress: bool = True) -> list[Result]:
+             batch_size: int | None = None, progress: bool = True,
+             corrupted: "CorruptionFiles | None" = None) -> list[Result]:
     """Run a plan's evaluators on the first images of `split`; one Result each, in the plan's order.
 
     model: (B,C,H,W) float32 in [0,1] -> logits (B,K); it is moved to `device` and otherwise left as it was.
     Random numbers are folded from (seed, evaluator's name, chunk): `batch_size` (None: a whole chunk) only splits the
     passes of FGSM, PGD and CW.  After each chunk its flags are written to a file in the folder `work`; the same call
     goes on from there.  Call `forget` once the results are kept.
+    corrupted: the files that a plan of kind corruption-file was made from.
     """
     device = torch.device(device)
     batch_size = min(batch_size or plan.chunk, plan.chunk)
@@ -97,6 +108,9 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
     model.to(device)
     with judged(model, device) as network:
         classes = preflight(network, split, plan, device)
+        corruptions.check(plan, corrupted, split.labels.cpu().numpy(), tuple(split.images.shape[1:]))
+        if progress:
+            warn(plan)
         key = {"plan": plan_sha256(plan), "weights": weights_sha256(model), "images": split.fingerprint, "seed": seed,
                "torch": torch.__version__, "device": device.type, "format": 1}
         ledger = Ledger(ledger_path(work, plan), key, {name: chunk_sizes(n, plan.chunk) for name, n in counts.items()})
@@ -105,7 +119,7 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
         for evaluator in plan.evaluators:
             runner = runner_for(evaluator, network, classes=classes, device=device, batch_size=batch_size)
             run_chunks(network, runner, split, plan, evaluator, ledger, counts[evaluator.name], seed=seed,
-                       device=device, batch_size=batch_size, progress=progress)
+                       device=device, batch_size=batch_size, progress=progress, corrupted=corrupted)
     results = [collect(evaluator, ledger.chunks[evaluator.name]) for evaluator in plan.evaluators]
     for result in results:
         if progress and result.caution:
@@ -118,8 +132,16 @@ def forget(work: Path, plan: Plan) -> None:
     ledger_path(work, plan).unlink(missing_ok=True)
 
 
-def run_chunks(network: Network, runner: Runner, split: Split, plan: Plan, evaluator: Evaluator, ledger: Ledger,
-               count: int, *, seed: int, device: torch.device, batch_size: int, progress: bool) -> None:
+def warn(plan: Plan) -> None:
+    """One line per radius of an attack that has the size of another norm's."""
+    radii = {(each.norm, each.eps): None for each in plan.evaluators if each.kind not in NOISE_KINDS}
+    for line in filter(None, (unusual_size(*radius) for radius in radii)):
+        tqdm.write(line, file=sys.stderr)
+
+
+def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan: Plan, evaluator: Evaluator,
+               ledger: Ledger, count: int, *, seed: int, device: torch.device, batch_size: int, progress: bool,
+               corrupted: "CorruptionFiles | None" = None) -> None:
     """Run one evaluator from the first chunk that the ledger lacks to its last one."""
     done = ledger.chunks[evaluator.name]
     first, standing = sum(len(chunk.flags) for chunk in done), sum(int(chunk.flags.sum()) for chunk in done)
@@ -128,22 +150,34 @@ def run_chunks(network: Network, runner: Runner, split: Split, plan: Plan, evalu
             begin, started = number * plan.chunk, time.monotonic()
             where = slice(begin, min(begin + plan.chunk, count))
             x, y = chunk_images(split, where, plan.test_crop, fold(seed, "crop", evaluator.name, number), device)
-            chunk_seed, survivors = fold(seed, "evaluate", evaluator.name, number), {}
+            if evaluator.kind in CORRUPTION_KINDS:
+                images = corruptions.corrupted(evaluator, corrupted, split.images[where].cpu().numpy(), where)
+                x = to_float(torch.from_numpy(images).to(device))
+            chunk_seed, survivors, arrays = fold(seed, "evaluate", evaluator.name, number), {}, {}
             with seeded(chunk_seed):         # for a network that draws numbers itself
-                for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size):
+                for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size, arrays):
                     survivors[stage] = int(flags.sum())
                     # What stands now can still fall: an upper bound on the accuracy of the images seen so far.
                     bar.set_postfix_str(f"{stage}: at most {(standing + survivors[stage]) / where.stop:.1%} robust")
             standing += survivors[stage]
-            ledger.append(evaluator.name, Chunk(flags.cpu().numpy(), survivors, time.monotonic() - started))
+            numbers = {name: array.cpu().numpy() for name, array in arrays.items()}
+            ledger.append(evaluator.name, Chunk(flags.cpu().numpy(), survivors, time.monotonic() - started, numbers))
             bar.update(len(y))
 
 
-def verdicts(network: Network, runner: Runner, evaluator: Evaluator, x: Tensor, y: Tensor, seed: int,
-             batch_size: int) -> Iterator[tuple[str, Tensor]]:
-    """(stage, flags (B,) bool) after the clean pass and after each stage; an image that fell is not attacked again."""
+def verdicts(network: Network, runner: Runner | Measuring, evaluator: Evaluator, x: Tensor, y: Tensor, seed: int,
+             batch_size: int, arrays: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(stage, flags (B,) bool) after the clean pass and after each stage; an image that fell is not attacked again.
+
+    What a measuring runner finds besides goes into `arrays`.
+    """
     threat, flags = ball(evaluator.norm, evaluator.eps), correct(network, x, y, batch_size)
     yield "clean", flags
+    if hasattr(runner, "measure"):
+        flags, found = runner.measure(x, y, flags, seed)
+        arrays.update(found)
+        yield runner.stage, flags
+        return
     for stage, attack in runner(x, y, seed):
         standing = flags.nonzero().squeeze(1)
         if len(standing):
@@ -156,10 +190,14 @@ def verdicts(network: Network, runner: Runner, evaluator: Evaluator, x: Tensor, 
 def collect(evaluator: Evaluator, chunks: list[Chunk]) -> Result:
     """Add an evaluator's chunks up."""
     stages = list(chunks[0].survivors)
+    totals = {stage: sum(chunk.survivors[stage] for chunk in chunks) for stage in stages}
     kept = stages if len(stages) > 2 else stages[:1]       # of an attack in one stage only the clean count is news
+    if evaluator.kind in CORRUPTION_KINDS:
+        kept = []                                          # what was counted first are corrupted images, not clean ones
+    arrays = {name: np.concatenate([chunk.arrays[name] for chunk in chunks]) for name in chunks[0].arrays}
     return Result(evaluator, np.concatenate([chunk.flags for chunk in chunks]),
-                  {stage: sum(chunk.survivors[stage] for chunk in chunks) for stage in kept},
-                  sum(chunk.seconds for chunk in chunks))
+                  {stage: totals[stage] for stage in kept}, sum(chunk.seconds for chunk in chunks), arrays,
+                  values_of(evaluator, arrays, totals["clean"]))
 
 
 def chunk_images(split: Split, where: slice, crop: bool, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:

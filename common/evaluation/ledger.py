@@ -1,6 +1,8 @@
 """The chunks of an evaluation that are done, kept on disk, so that an interrupted one goes on at the next chunk."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +13,14 @@ from common.files import read_json, write_json
 
 
 class Chunk(NamedTuple):
-    """flags (B,) bool: still classified correctly; survivors: images left after each stage, "clean" first."""
+    """flags (B,) bool: still classified correctly; survivors: images left after each stage, "clean" first; arrays:
+    name -> (B,) float32, other numbers per image, NaN for none.
+    """
 
     flags: np.ndarray
     survivors: dict[str, int]
     seconds: float
+    arrays: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def ledger_path(work: Path, plan: Plan) -> Path:
@@ -51,12 +56,22 @@ class Ledger:
                     raise ValueError("damaged flags")
                 flags = np.array([letter == "1" for letter in entry["flags"]], dtype=np.bool_)
                 survivors = {str(stage): int(count) for stage, count in entry["survivors"].items()}
-                self.chunks[name].append(Chunk(flags, survivors, float(entry["seconds"])))
+                arrays = {str(key): np.array([np.nan if value is None else value for value in values], np.float32)
+                          for key, values in entry.get("arrays", {}).items()}
+                if any(array.shape != (size,) for array in arrays.values()):
+                    raise ValueError("damaged numbers")
+                self.chunks[name].append(Chunk(flags, survivors, float(entry["seconds"]), arrays))
 
     def append(self, name: str, chunk: Chunk) -> None:
         """Add an evaluator's next chunk and write the file."""
         self.chunks[name].append(chunk)
-        write_json(self.path, {"key": self.key, "chunks": {
-            key: [{"flags": "".join("01"[int(flag)] for flag in entry.flags), "survivors": entry.survivors,
-                   "seconds": round(entry.seconds, 3)} for entry in entries]
-            for key, entries in self.chunks.items()}})
+        write_json(self.path, {"key": self.key, "chunks": {key: [written(entry) for entry in entries]
+                                                           for key, entries in self.chunks.items()}})
+
+
+def written(chunk: Chunk) -> dict[str, Any]:
+    """A chunk as JSON."""
+    arrays = {name: [None if np.isnan(value) else float(value) for value in array]
+              for name, array in chunk.arrays.items()}
+    return {"flags": "".join("01"[int(flag)] for flag in chunk.flags), "survivors": chunk.survivors,
+            "seconds": round(chunk.seconds, 3), **({"arrays": arrays} if arrays else {})}

@@ -8,25 +8,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from common.errors import UserError
+from common.evaluation.kinds import ITERATED, MORE, Kind, check_more
 from common.files import sha256_of_json
 
-NORMS = ("linf", "l2", "l1")
 LOSSES = ("cross-entropy", "dlr", "margin")
 RESERVED = re.compile(r"(aa|auto-?attack)\b", re.IGNORECASE)
-
-
-class Kind(NamedTuple):
-    """Which numbers a kind of evaluator uses, its own settings with their defaults, and the norms that it knows."""
-
-    uses: tuple[str, ...]
-    settings: dict[str, Any]
-    norms: tuple[str, ...] = NORMS
-
-
-ITERATED = ("eps", "step_size", "steps", "restarts")
 KINDS = {
     "clean": Kind((), {}),
     "fgsm": Kind(("eps",), {}),
@@ -36,6 +25,7 @@ KINDS = {
     "torchattacks-autoattack": Kind(("eps",), {"iterations": 10, "queries": 5000, "targets": 9}, norms=("linf", "l2")),
     "custom-autoattack": Kind(("eps",), {"iterations": 100}, norms=("linf", "l2")),
     "plus-autoattack": Kind(("eps",), {"iterations": 100, "queries": 5000}, norms=("linf", "l2")),
+    **MORE,
 }
 UNUSED = {"eps": 0.0, "step_size": 0.0, "steps": 0, "restarts": 1}
 
@@ -49,8 +39,8 @@ class Evaluator:
     step_size are in units of [0,1] images, measured in `norm` (linf, l2, l1).  `settings` are the kind's own, as a
     mapping or as pairs: pgd: loss (cross-entropy, dlr, margin), random_start; cw: confidence; autoattack and
     plus-autoattack: iterations, queries; custom-autoattack: iterations; torchattacks-autoattack: iterations, queries,
-    targets.  Numbers that a kind does not use are set to zero, and settings left out to their defaults, so that equal
-    measurements are equal records.
+    targets.  The kinds of common.evaluation.kinds and their settings stand there.  Numbers that a kind does not use
+    are set to zero, and settings left out to their defaults, so that equal measurements are equal records.
     """
 
     name: str
@@ -183,3 +173,4 @@ def check_setting(name: str, value: Any, where: str) -> None:
         raise UserError(f"{where}: {name} must be a whole number of at least 1, not {value!r}")
     if name == "confidence" and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise UserError(f"{where}: confidence must be a number, not {value!r}")
+    check_more(name, value, where)

@@ -2,7 +2,7 @@
 
 A runner is made once per evaluator.  For each chunk it gives named stages; the harness calls them one after another
 with the positions (k,) of the images that are still classified correctly, and gets their adversarial versions
-(k,C,H,W).
+(k,C,H,W).  A measuring runner (common.evaluation.measuring) gets the whole chunk instead.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,10 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.attacks.balls import ball
 from common.attacks.fgsm import fgsm
 from common.attacks.losses import LOSSES
 from common.attacks.pgd import PGD, cw
 from common.evaluation import autoattack
+from common.evaluation.decision import Search
+from common.evaluation.kinds import CORRUPTION_KINDS, SEARCH_KINDS
+from common.evaluation.measuring import Measuring
+from common.evaluation.noise import Noise, Weakened
+from common.evaluation.perception import Perception, noise_ends, pgd_ends
 from common.evaluation.plans import Evaluator
 from common.seeds import fold
 from common.types import StepContext
@@ -48,7 +54,7 @@ class GradientRunner:
 
 
 def gradient_attack(evaluator: Evaluator) -> PGD:
-    """The attack of an evaluator of kind fgsm, pgd or cw."""
+    """The attack of an evaluator of kind fgsm, pgd, weak-pgd, perception-pgd or cw."""
     eps, step_size, steps, norm = evaluator.eps, evaluator.step_size, evaluator.steps, evaluator.norm
     if evaluator.kind == "fgsm":
         return fgsm(eps, norm=norm)
@@ -59,12 +65,24 @@ def gradient_attack(evaluator: Evaluator) -> PGD:
 
 
 def runner_for(evaluator: Evaluator, network: nn.Module, *, classes: int, device: torch.device,
-               batch_size: int) -> Runner:
+               batch_size: int) -> Runner | Measuring:
     """The runner of an evaluator on a network with `classes` classes."""
-    if evaluator.kind == "clean":
+    kind = evaluator.kind
+    if kind == "clean" or kind in CORRUPTION_KINDS:         # what is corrupted is the images, by the harness
         return lambda x, y, seed: iter(())
-    if evaluator.kind in autoattack.OFFICIAL:
+    if kind in autoattack.OFFICIAL:
         return autoattack.Official(evaluator, network, classes, device)
-    if evaluator.kind == "torchattacks-autoattack":
+    if kind == "torchattacks-autoattack":
         return autoattack.Torchattacks(evaluator, network, classes)
-    return GradientRunner(network, gradient_attack(evaluator), evaluator.restarts, batch_size)
+    if kind in SEARCH_KINDS:
+        return Search(evaluator, network, device, batch_size)
+    threat = ball(evaluator.norm, evaluator.eps)
+    if kind == "uniform-noise":
+        return Noise(threat)
+    if kind == "perception-noise":
+        return Perception(network, threat, noise_ends(threat), batch_size)
+    attack = gradient_attack(evaluator)
+    if kind == "perception-pgd":
+        return Perception(network, threat, pgd_ends(network, attack, batch_size), batch_size)
+    runner = GradientRunner(network, attack, evaluator.restarts, batch_size)
+    return Weakened(runner, evaluator.setting("share")) if kind == "weak-pgd" else runner

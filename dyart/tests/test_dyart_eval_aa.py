@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import experiment
+from common import commands, experiment
 from common.checkpoint import load_weights, save_state
 from common.data import load, to_float
 from common.engine import Engine
@@ -145,7 +145,7 @@ def test_which_weights_and_seed(tmp_path, record, kept, words, checkpoint, plan)
 
 def test_a_file_of_a_run_is_that_runs_checkpoint(tmp_path, record, monkeypatch):
     folder = make_run(tmp_path, words=SMALL)
-    monkeypatch.setattr(flags, "ROOT", tmp_path)
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
     weights = tmp_path / "weights/dyart/digits/dyart_custom_s7"
     evaluation.run(["--fname_input", str(weights / "10.pt"), *FEW, "-v", "custom"])
     evaluation.run(["--fname_input", str(weights), *FEW, "-v", "custom"])
@@ -192,7 +192,7 @@ def test_data_are_found_where_the_run_found_them(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"given as --data npz:own\.npz, which is not here: say with --data where"):
         evaluation.run(asked)
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "ROOT", tmp_path)
+        patched.setattr(commands, "ROOT", tmp_path)
         evaluation.run(asked)
     first = (folder / "eval-custom-linf-10-12.json").read_bytes()
     evaluation.run([*asked, "--data", words[1]])

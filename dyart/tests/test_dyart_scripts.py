@@ -117,6 +117,8 @@ def test_extra_flags_come_last_and_whole(fake, script):
     assert done.returncode == 0 and len(calls) == (3 if "baselines" in script else 1)
     assert all(call[-5:] == ["--epochs", "2", "--results", "a folder/*", "--lr=0.3"] for call in calls)
     assert all(settings(call)[0].epochs == 2 for call in calls)
+    if "additional" not in script:
+        assert not any(one.GroupNorm for one, _ in trained(fake, script, "--GroupNorm", "false", NORM="group"))
 
 
 def test_resume_and_eval(fake):

@@ -1,0 +1,163 @@
+"""Searches for the nearest adversarial image, by foolbox 3.3.4: Carlini and Wagner's L2 attack (2017), the boundary
+attack (Brendel et al. 2018) and HopSkipJump (Chen et al. 2020), all untargeted.
+
+foolbox searches, this file judges: an image counts as found if the judged network says another class than the target
+at the end of the search, which is kept in [0,1] but in no ball.  Its distance is measured on the images themselves.
+
+The images of a chunk are searched together.  They share random numbers, and C&W stops early by their summed loss, so
+that the chunk is part of the measurement; HopSkipJump holds about 100*sqrt(iterations) noisy copies of each image.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.attacks.balls import Ball, ball
+from common.attacks.losses import predictions
+from common.evaluation.judging import seeded
+from common.evaluation.measuring import Measured
+from common.evaluation.plans import Evaluator
+from common.seeds import fold
+
+
+def foolbox() -> Any:
+    """The package, imported when it is first used: it imports git, which would complain where there is none."""
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import foolbox as package
+    return package
+
+
+@dataclass(frozen=True)
+class Search:
+    """The runner of an evaluator of kind cw-l2, boundary or hopskipjump.
+
+    Images that are wrong clean are searched only against their prediction; distance is NaN where an image was not
+    searched or nothing was found.
+    """
+
+    evaluator: Evaluator
+    network: nn.Module
+    device: torch.device
+    batch_size: int
+    stage: str = "unbounded"
+
+    def measure(self, x: Tensor, y: Tensor, right: Tensor, seed: int) -> Measured:
+        predicted = self.predict(x)
+        by_label = self.evaluator.setting("against") == "label"
+        target, searched = (y, right) if by_label else (predicted, torch.ones_like(right))
+        ends, there = x.clone(), searched.nonzero().squeeze(1)
+        found = torch.zeros_like(right)
+        if len(there):
+            with seeded(seed):
+                ended, ok = self.search(x[there], target[there], seed)
+            ends[there] = in_box(x[there], ended)
+            found[there] = ok & (self.predict(ends[there]) != target[there])
+        threat = ball(self.evaluator.norm, self.evaluator.eps)
+        distance = threat.size((ends - x).double().cpu()).float().to(x.device)
+        distance = torch.where(found, distance, torch.nan)
+        unbounded = right & ((self.predict(ends) == y) | ~found)
+        return Measured(right & (self.predict(within(threat, x, ends, distance)) == y),
+                        {"distance": distance, "correct_unbounded": unbounded.float()})
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """(B,) predicted classes."""
+        return torch.cat([predictions(self.network(part)) for part in x.split(self.batch_size)])
+
+    def search(self, x: Tensor, target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Where the search from x (B,C,H,W) ended, and (B,) bool: it found something."""
+        package = foolbox()
+        model = package.PyTorchModel(self.network, bounds=(0, 1), device=self.device)
+        setting = self.evaluator.setting
+        if self.evaluator.kind == "cw-l2":
+            ends = carlini_wagner(package, setting).run(model, x, package.Misclassification(target))
+            return ends, ends.flatten(1).any(1)             # nothing found is an image of zeros
+        generator = torch.Generator().manual_seed(fold(seed, "start"))
+        starts, found = starting_points(self.predict, x, target, generator, directions=setting("directions"),
+                                        blends=setting("blends"))
+        # foolbox refuses a whole batch for one start that rounds differently in it: such a start is dropped.
+        with torch.no_grad():
+            found[found.clone()] = predictions(self.network(starts[found])) != target[found]
+        ends = x.clone()
+        if found.any():
+            build = boundary if self.evaluator.kind == "boundary" else partial(hop_skip_jump, self.evaluator.norm)
+            ends[found] = build(package, setting).run(model, x[found], package.Misclassification(target[found]),
+                                                      starting_points=starts[found])
+        return ends, found
+
+
+def in_box(x: Tensor, ends: Tensor) -> Tensor:
+    """What a search returned, clipped to [0,1]; an image with a NaN or an infinity becomes its clean one."""
+    ends = ends.detach().to(x).reshape(x.shape)
+    return torch.where(ends.flatten(1).isfinite().all(1).view(-1, 1, 1, 1), ends.clamp(0, 1), x)
+
+
+def within(threat: Ball, x: Tensor, ends: Tensor, distance: Tensor) -> Tensor:
+    """The ends that are within eps as they are, and the others brought into the ball."""
+    # Not all projected: x + (end - x) rounds, and an end on the boundary may fall back.
+    inside = (distance <= threat.eps).view(-1, 1, 1, 1)
+    return torch.where(inside, ends, threat.project(x, ends))
+
+
+def starting_points(predict: Any, x: Tensor, target: Tensor, generator: torch.Generator, *, directions: int,
+                    blends: int) -> tuple[Tensor, Tensor]:
+    """Images (B,C,H,W) that are not predicted as the target, and (B,) bool: there is one.
+
+    Up to `directions` images u of uniform noise are tried until one has another class; then the least e of 0,
+    1/blends, ..., 1 is taken at which (1-e)*x + e*u has (as foolbox's LinearSearchBlendedUniformNoiseAttack, but an
+    image without a start stops no other).  An image's noise does not depend on the other images' luck.
+    """
+    noise, found = x.clone(), torch.zeros_like(target, dtype=torch.bool)
+    for _ in range(directions):
+        drawn = torch.rand(x.shape, generator=generator).to(x.device)
+        left = (~found).nonzero().squeeze(1)
+        other = left[predict(drawn[left]) != target[left]]
+        noise[other], found[other] = drawn[other], True
+        if found.all():
+            break
+    best = torch.ones(len(x), device=x.device)
+    for blend in range(blends, -1, -1):
+        share = blend / blends
+        fooled = predict((1 - share) * x + share * noise) != target
+        best = torch.where(fooled, share, best)
+    best = best.view(-1, 1, 1, 1)
+    return (1 - best) * x + best * noise, found
+
+
+def carlini_wagner(package: Any, setting: Any) -> Any:
+    """foolbox's C&W; its defaults are the evaluator's."""
+    return package.attacks.L2CarliniWagnerAttack(
+        binary_search_steps=setting("binary_search_steps"), steps=setting("iterations"),
+        stepsize=setting("learning_rate"), confidence=setting("confidence"), initial_const=setting("initial_const"),
+        abort_early=setting("abort_early"))
+
+
+def boundary(package: Any, setting: Any) -> Any:
+    """foolbox's boundary attack."""
+    return package.attacks.BoundaryAttack(
+        steps=setting("iterations"), spherical_step=setting("spherical_step"), source_step=setting("source_step"),
+        source_step_convergance=setting("source_step_convergence"), step_adaptation=setting("step_adaptation"),
+        update_stats_every_k=setting("update_every"))
+
+
+def hop_skip_jump(norm: str, package: Any, setting: Any) -> Any:
+    """foolbox's HopSkipJump, each image by itself: 3.3.4 scales probes and gradient estimates of a whole batch to norm
+    1 together, so that among B images probes are too near and steps too short by sqrt(B).
+    """
+    import eagerpy
+
+    class PerImage(package.attacks.HopSkipJumpAttack):
+        def approximate_gradients(self, is_adversarial, x_advs, steps, delta):
+            estimate = super().approximate_gradients(is_adversarial, x_advs, steps, delta * math.sqrt(len(x_advs)))
+            norms = eagerpy.norms.l2(package.devutils.flatten(estimate), axis=-1) + 1e-12
+            return estimate / package.devutils.atleast_kd(norms, estimate.ndim)
+
+    return PerImage(
+        steps=setting("iterations"), initial_gradient_eval_steps=setting("initial_evaluations"),
+        max_gradient_eval_steps=setting("max_evaluations"), stepsize_search=setting("step_search"),
+        gamma=setting("gamma"), constraint=norm)

@@ -1,0 +1,90 @@
+"""Further kinds of evaluators, and the checks of their settings.  No torch here.
+
+uniform-noise     U(-eps, eps) on every value, clipped
+weak-pgd          x + share*(x' - x), x' from PGD
+perception-*      how far the logits move from x to x' and to the image half way: x' from PGD, or from uniform noise
+cw-l2, boundary, hopskipjump      foolbox's search for the nearest adversarial image, untargeted
+corruption        the test images corrupted by our own code (common.data.corruptions); corruption-file: files
+"""
+
+import re
+from typing import Any, NamedTuple
+
+from common.errors import UserError
+
+NORMS = ("linf", "l2", "l1")
+ITERATED = ("eps", "step_size", "steps", "restarts")
+AGAINST = ("label", "prediction")
+SEARCHES = ("geometric_progression", "grid_search")
+
+
+class Kind(NamedTuple):
+    """Which numbers a kind of evaluator uses, its own settings with their defaults, and the norms that it knows."""
+
+    uses: tuple[str, ...]
+    settings: dict[str, Any]
+    norms: tuple[str, ...] = NORMS
+
+
+# What a search must leave: the label, or the network's own prediction (then wrong images are attacked too).  A search
+# that needs an adversarial start tries so many images of noise, and so many blends of the image with the noise.
+START = {"against": "label", "directions": 1000, "blends": 50}
+MORE = {
+    "uniform-noise": Kind(("eps",), {}, ("linf",)),
+    "weak-pgd": Kind(ITERATED, {"loss": "cross-entropy", "random_start": True, "share": 0.5}),
+    "perception-pgd": Kind(("eps", "step_size", "steps"), {"loss": "cross-entropy", "random_start": True}),
+    "perception-noise": Kind(("eps",), {}, ("linf",)),
+    # The numbers of the searches are foolbox 3.3.4's own defaults.
+    "cw-l2": Kind(("eps",), {"against": "label", "binary_search_steps": 9, "iterations": 10_000, "learning_rate": 0.01,
+                             "confidence": 0.0, "initial_const": 1e-3, "abort_early": True}, ("l2",)),
+    "boundary": Kind(("eps",), {**START, "iterations": 25_000, "spherical_step": 0.01, "source_step": 0.01,
+                                "source_step_convergence": 1e-7, "step_adaptation": 1.5, "update_every": 10}, ("l2",)),
+    "hopskipjump": Kind(("eps",), {**START, "iterations": 64, "initial_evaluations": 100, "max_evaluations": 10_000,
+                                   "step_search": "geometric_progression", "gamma": 1.0}, ("l2", "linf")),
+    "corruption": Kind((), {"corruption": "gaussian_noise", "severity": 1}, ("linf",)),
+    "corruption-file": Kind((), {"corruption": "gaussian_noise", "severity": 1, "set": "CIFAR-10-C", "sha256": ""},
+                            ("linf",)),
+}
+SEARCH_KINDS = ("cw-l2", "boundary", "hopskipjump")
+CORRUPTION_KINDS = ("corruption", "corruption-file")
+NOISE_KINDS = ("uniform-noise", "perception-noise")
+
+COUNTS = ("directions", "blends", "binary_search_steps", "update_every", "initial_evaluations", "max_evaluations")
+POSITIVE = ("learning_rate", "initial_const", "spherical_step", "source_step", "source_step_convergence", "gamma")
+CHOICES = {"against": AGAINST, "step_search": SEARCHES}
+
+# eps outside these bounds is rarely meant in its norm: 8/255, 128/255 and 2000/255 are usual in L-inf, L2 and L1.
+USUAL = {"linf": (0.0, 0.4, "8/255"), "l2": (0.06, 5.0, "128/255"), "l1": (1.2, 100.0, "2000/255")}
+
+
+def check_more(name: str, value: Any, where: str) -> None:
+    """A UserError if a setting of one of the kinds above has a value that it cannot have."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in COUNTS and not (isinstance(value, int) and number and value >= 1):
+        raise UserError(f"{where}: {name} must be a whole number of at least 1, not {value!r}")
+    if name in POSITIVE and not (number and 0 < value < float("inf")):
+        raise UserError(f"{where}: {name} must be a number above 0, not {value!r}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise UserError(f"{where}: {name} is one of {', '.join(CHOICES[name])}, not {value!r}")
+    if name == "share" and not (number and 0 <= value <= 1):
+        raise UserError(f"{where}: share is a number from 0 (the image) to 1 (all of x'), not {value!r}")
+    if name == "step_adaptation" and not (number and value > 1):
+        raise UserError(f"{where}: step_adaptation must be a number above 1, not {value!r}")
+    if name == "abort_early" and not isinstance(value, bool):
+        raise UserError(f"{where}: abort_early is True or False, not {value!r}")
+    if name == "severity" and not (isinstance(value, int) and number and 1 <= value <= 5):
+        raise UserError(f"{where}: severity is a whole number from 1 to 5, not {value!r}")
+    if name in ("corruption", "set") and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(value)):
+        raise UserError(f"{where}: {name} is a name of letters, digits and . _ -, not {value!r}")
+    if name == "sha256" and not re.fullmatch(r"[0-9a-f]{64}", str(value)):
+        raise UserError(f"{where}: sha256 is that of the file of images, 64 hexadecimal digits, not {value!r}")
+
+
+def unusual_size(norm: str, eps: float) -> str:
+    """A line where `eps` has the size that is usual in another norm, else empty."""
+    least, most, usual = USUAL[norm]
+    if eps == 0 or least <= eps <= most:
+        return ""
+    how = "small" if eps < least else "large"
+    as_share = f"{eps:g} ({255 * eps:g}/255)"
+    return f"warning: eps {as_share} is {how} for {norm}, where {usual} is usual: is it meant for another norm?"
