@@ -12,6 +12,7 @@ DATA    ?=
 DATA_DIR ?=
 DEVICE  ?=
 EXTRA   ?=
+DATASETS ?= cifar10
 
 # The stamp's name holds the lock's checksum: an edited lock is installed again, an unchanged one never.
 LOCK  := $(shell cksum < requirements.lock | tr -dc '0-9')
@@ -27,7 +28,9 @@ quoted = '$(subst ','\'',$(value $(1)))'
 
 .PHONY: help setup quick test test-slow test-all lint bench report clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
-        reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet
+        reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
+        reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
+        reproduce-rpat-sotas
 .DEFAULT_GOAL := help
 .SUFFIXES:
 
@@ -37,6 +40,7 @@ help: ## List every target
 	@echo '  Variables of reproduce-*: BUDGET=smoke|short|gpu|full (gpu with a CUDA device, else short)  SEEDS=1,2,3'
 	@echo '    METHODS="PGD-AT TRADES"  DATA=npz:PATH  DATA_DIR=PATH  DEVICE=cuda:1'
 	@echo '    EXTRA=FILE.npz (additional images of reproduce-dyart-cifar10-extra; default: cifar10_ddpm.npz in data/)'
+	@echo '    DATASETS="cifar10 cifar100" (of reproduce-rpat-l2 and -sotas; default: cifar10)'
 	@echo '    LAUNCH="nice -n 10" (a command that each training is started with)'
 	@echo '  Variables of all: PYTHON=python3 SETUP=0 (use that Python, install nothing)  PYTHON3=PATH (makes .venv)'
 
@@ -111,6 +115,26 @@ reproduce-dyart-cifar10-extra: $(READY) ## DyART on CIFAR-10 with additional ima
 
 reproduce-dyart-tiny-imagenet: $(READY) ## DyART on Tiny-ImageNet, as on CIFAR-10
 	$(call reproduce,dyart,tiny-imagenet)
+
+reproduce-rpat-cifar10: $(READY) ## RPAT on CIFAR-10: four bases with and without it, evaluation, table, figures
+	$(call reproduce,rpat,cifar10)
+
+reproduce-rpat-cifar100: $(READY) ## RPAT on CIFAR-100, likewise
+	$(call reproduce,rpat,cifar100)
+
+reproduce-rpat-tiny-imagenet: $(READY) ## RPAT on Tiny-ImageNet, likewise
+	$(call reproduce,rpat,tiny-imagenet)
+
+reproduce-rpat-l2: $(READY) ## RPAT in L2, likewise, for each of DATASETS: cifar10 cifar100
+	$(foreach one,$(DATASETS),$(call reproduce,rpat,$(one)-l2)$(newline))
+
+reproduce-rpat-sotas: $(READY) ## ReBAT and RPAT++ for each of DATASETS: cifar10 cifar100 cifar10-l2 cifar100-l2 cifar10-wrn
+	$(foreach one,$(DATASETS),$(call reproduce,rpat,$(one)-sotas)$(newline))
+
+define newline
+
+
+endef
 
 # `+`: also under `make -n`, which then shows the commands; writing the rules starts nothing.
 define reproduce

@@ -3,51 +3,26 @@
 A cell holds one protocol or the report fails: records that differ in anything but the seed are never averaged.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from common import reported as published
-from common.records import EvalRecord, RunRecord
+from common.cells import Cell as Cell
+from common.cells import Combined, combination, judging, short, stale
+from common.cells import cell as cell
+from common.cells import group as group
+from common.cells import result_of as result_of
+from common.records import RunRecord
 from common.render import DASH, Grid
 from common.reported import Reported
-from common.runs import Column, Table
-from common.stats import mcnemar, mean_sd, newcombe, paired, wilson
+from common.runs import Column, Row, Table
+from common.stats import mcnemar, mean_sd, newcombe, paired
 
-# Settings of a run that say where and on what it ran; they change no number that is compared.
-PLACES = frozenset({"seed", "run", "name", "spec", "out", "data", "data_dir", "dataset_path", "device", "num_workers"})
-
-
+ABOUT = {"NRR": ": 2ab/(a+b)"}
 REPORTED_TITLE = "All reported numbers of these methods"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One evaluator's verdict on one method and variant: a count per seed, out of n images each."""
-
-    seeds: tuple[int, ...]
-    robust: tuple[int, ...]
-    n: int
-    records: tuple[str, ...]                   # files, relative to the results' parent
-    result: Mapping[str, Any]                  # norm, eps, settings: the same for all of them
-
-    @property
-    def accuracies(self) -> list[float]:
-        return [robust / self.n for robust in self.robust]
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Wilson's 95% interval where there is one seed."""
-        return wilson(self.robust[0], self.n) if len(self.seeds) == 1 else None
-
-    def text(self) -> str:
-        """In percent: 'mean ± sd' over seeds, or 'value [low, high]' for one seed."""
-        mean, sd = mean_sd(self.accuracies)
-        if self.interval:
-            return f"{100 * mean:.2f} [{100 * self.interval[0]:.1f}, {100 * self.interval[1]:.1f}]"
-        return f"{100 * mean:.2f} ± {100 * sd:.2f}"
 
 
 @dataclass(frozen=True)
@@ -58,74 +33,12 @@ class Report:
     values: tuple[dict[str, Any], ...]
 
 
-def group(runs: Sequence[RunRecord], method: str, variant: str, per_seed: Sequence[str] = ()) -> list[RunRecord]:
-    """The finished runs of a method and variant, by seed.  per_seed: see `common.runs.Table`.
-
-    ValueError, naming the folders, if two have one seed or if they differ in more than the seed.
-    """
-    mine = sorted((run for run in runs if run.train and (run.run["method"], run.run["variant"]) == (method, variant)),
-                  key=lambda run: (run.run["seed"], run.name))
-    seeds = [run.run["seed"] for run in mine]
-    if len(set(seeds)) < len(seeds) or len({_training(run, per_seed) for run in mine}) > 1:
-        raise ValueError("one cell, two protocols (or one seed twice): " + ", ".join(str(run.folder) for run in mine))
-    return mine
-
-
-def _training(run: RunRecord, per_seed: Sequence[str]) -> str:
-    """All that makes a training comparable, as text; names that hold the seed are made alike (teachers have it)."""
-    config = {key: value for key, value in run.run["config"].items() if key not in PLACES.union(per_seed)}
-    kept = {"config": config, "budget": run.run["budget"], "quirks": sorted(run.run["quirks"]),
-            "data": {key: run.run["data"].get(key) for key in ("name", "train_fingerprint", "test_fingerprint")},
-            "model": run.run["model"], "epochs": run.train["epochs"], "selected_on": run.train["selected_on"]}
-    return json.dumps(kept, sort_keys=True).replace(f"_s{run.run['seed']}", "_s*")
-
-
-def result_of(run: RunRecord, evaluator: str, plans: Sequence[str] = ()) -> tuple[EvalRecord, dict[str, Any]] | None:
-    """The record and result of one evaluator; None if there is none.  One that judged other weights than the
-    training left is passed over; two plans that both have it are a ValueError that names them."""
-    found = [(record, record.results[evaluator]) for record in run.evals.values()
-             if (not plans or record.plan in plans) and evaluator in record.results and not stale(run, record)]
-    if len(found) > 1:
-        raise ValueError(f"two plans judge {evaluator}: " + ", ".join(str(record.path) for record, _ in found))
-    return found[0] if found else None
-
-
-def stale(run: RunRecord, record: EvalRecord) -> bool:
-    """Whether an evaluation judged other weights than train.json names."""
-    named = (run.train or {}).get("weights", {}).get(record.record["checkpoint"], {})
-    return named.get("sha256") != record.record["weights_sha256"]
-
-
-def cell(runs: Sequence[RunRecord], evaluator: str, plans: Sequence[str] = ()) -> Cell | None:
-    """The verdicts of one evaluator on one method's seeds (see `group`); ValueError if protocols differ."""
-    found = [(run, *pair) for run in runs if (pair := result_of(run, evaluator, plans))]
-    if not found:
-        return None
-    if len({_judging(record, result) for _, record, result in found}) > 1:
-        raise ValueError(f"one cell ({evaluator}), two protocols: "
-                         + ", ".join(str(record.path) for _, record, _ in found))
-    return Cell(seeds=tuple(run.run["seed"] for run, _, _ in found),
-                robust=tuple(result["robust"] for _, _, result in found), n=found[0][2]["n"],
-                records=tuple(_short(record.path) for _, record, _ in found), result=found[0][2])
-
-
-def _judging(record: EvalRecord, result: Mapping[str, Any]) -> str:
-    """All that makes a verdict comparable, as text."""
-    return json.dumps([*(result[key] for key in ("name", "kind", "norm", "eps", "settings", "n")),
-                       record.record["checkpoint"], record.record["data"]["test_fingerprint"]], sort_keys=True)
-
-
-def _short(path: Path) -> str:
-    """A record's path from `results` on."""
-    return "/".join(path.parts[-5:]) if len(path.parts) >= 5 else str(path)
-
-
 def build(table: Table, runs: Sequence[RunRecord], reported: Sequence[Reported], dataset: str, budget: str) -> Report:
     """The report of one data set and budget; other runs in `runs` are left aside."""
     runs = [run for run in runs if (run.run["dataset"], run.run["budget"]) == (dataset, budget)]
     grouped = {(row.method, row.variant): group(runs, row.method, row.variant, table.per_seed) for row in table.rows}
-    cells = {(*key, column.evaluator): cell(members, column.evaluator, table.plans)
-             for key, members in grouped.items() for column in table.columns}
+    cells = {(row, column): _cell(grouped[row.method, row.variant], row, column, table.plans)
+             for row in table.rows for column in table.columns}
     title = f"{table.title} on {dataset}, budget {budget}"
     main, values = _main(table, list(reported), dataset, title, grouped, cells)
     notes = _notes(table, budget, [run for members in grouped.values() for run in members])
@@ -134,35 +47,46 @@ def build(table: Table, runs: Sequence[RunRecord], reported: Sequence[Reported],
     return Report(tuple(grid for grid in grids if grid.rows), tuple(values))
 
 
+def _cell(runs: Sequence[RunRecord], row: Row, column: Column, plans: Sequence[str]) -> Cell | Combined | None:
+    if column.formula:
+        return combination(runs, column.evaluator + row.suffix, column.beside + row.suffix, column.formula, plans)
+    return cell(runs, column.evaluator + row.suffix, plans)
+
+
 def _main(table: Table, reported: list[Reported], dataset: str, title: str,
-          grouped: Mapping[tuple[str, str], list[RunRecord]], cells: Mapping[tuple[str, str, str], Cell | None],
-          ) -> tuple[Grid, list[dict[str, Any]]]:
+          grouped: Mapping[tuple[str, str], list[RunRecord]],
+          cells: Mapping[tuple[Row, Column], Cell | Combined | None]) -> tuple[Grid, list[dict[str, Any]]]:
     sources: dict[str, str] = {}
     rows, values = [], []
-    counts = {column.evaluator: {found.n for key, found in cells.items() if found and key[2] == column.evaluator}
+    counts = {column: {found.n for key, found in cells.items() if found and key[1] == column}
               for column in table.columns}
     for row in table.rows:
         members, candidates = grouped[row.method, row.variant], published.of_row(reported, table, dataset, row)
         texts = []
         for column in table.columns:
-            ours = cells[row.method, row.variant, column.evaluator]
+            ours = cells[row, column]
             other = published.best(candidates, column, table)
             text = ours.text() if ours else DASH
-            if ours and len(counts[column.evaluator]) > 1:
+            if ours and len(counts[column]) > 1:
                 text += f" (n={ours.n})"
             if other:
                 text += f" / {other.value} ({sources.setdefault(_source(other), f'r{len(sources) + 1}')})"
             texts.append(text)
-            values.append(_value(row.method, row.variant, column, ours, other, members))
-        epochs, chosen = _distinct(run.train["epochs"] for run in members), _distinct(_selected(run) for run in members)
+            values.append(_value(row, column, ours, other, members))
+        epochs = _distinct(run.train["epochs"] for run in members)
+        chosen = _distinct(_selected(run, row) for run in members)
         seeds = ", ".join(str(run.run["seed"]) for run in members)
-        if members or candidates:
+        if candidates or any(cells[row, column] for column in table.columns) or (members and not row.suffix):
             rows.append((row.label, seeds or DASH, epochs, chosen, *texts))
     header = ("method", "seeds", "epochs", "weights", *(
-        column.title + (f" (n={min(counts[column.evaluator])})" if len(counts[column.evaluator]) == 1 else "")
+        column.title + (f" (n={min(counts[column])})" if len(counts[column]) == 1 else "")
         for column in table.columns))
     notes = ["Accuracy in %: ours / reported. Ours is the mean ± sample standard deviation over seeds, or for one seed "
              "the value with Wilson's 95% interval; n is the number of test images."]
+    notes += [f"{column.title}: " + (f"{column.formula} of" if column.formula != column.title else "of")
+              + f" {column.evaluator} and {column.beside} on the same images{ABOUT.get(column.formula, '')}; interval "
+              "for one seed: Wilson's limits of both, squared and added."
+              for column in table.columns if column.formula and counts[column]]
     notes += [f"{label}: reported by {text}" for text, label in sources.items()]
     if sources and any(run.run["budget"] != "full" for members in grouped.values() for run in members):
         notes.append("Reported numbers are of whole trainings of the full network on all images; ours here are of a "
@@ -175,25 +99,28 @@ def _source(one: Reported) -> str:
             f"{one.checkpoint}; class {one.source_class} ({published.CLASSES[one.source_class]}): {one.source}")
 
 
-def _selected(run: RunRecord) -> str:
-    return run.train["selected_on"] or "last"
+def _selected(run: RunRecord, row: Row) -> str:
+    return row.suffix.strip() or run.train["selected_on"] or "last"
 
 
 def _distinct(values: Any) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values)) or DASH
 
 
-def _value(method: str, variant: str, column: Column, ours: Cell | None, other: Reported | None,
+def _value(row: Row, column: Column, ours: Cell | Combined | None, other: Reported | None,
            members: Sequence[RunRecord]) -> dict[str, Any]:
+    counted = ours if isinstance(ours, Cell) else None
     mean, sd = mean_sd(ours.accuracies) if ours else (None, None)
-    low, high = (ours.interval if ours else None) or (None, None)
-    return {"method": method, "variant": variant, "evaluator": column.evaluator, "mean": _digits(mean),
+    low, high = (counted.interval if counted else None) or (None, None)
+    return {"method": row.method, "variant": row.variant,
+            "evaluator": (column.title if column.formula else column.evaluator) + row.suffix, "mean": _digits(mean),
             "sd": _digits(sd), "wilson_low": _digits(low), "wilson_high": _digits(high),
-            "n": ours.n if ours else None, "robust": " ".join(map(str, ours.robust)) if ours else None,
+            "n": ours.n if ours else None, "robust": " ".join(map(str, counted.robust)) if counted else None,
             "seeds": " ".join(map(str, ours.seeds)) if ours else None,
-            "norm": ours.result["norm"] if ours else None, "eps": _digits(ours.result["eps"]) if ours else None,
+            "norm": counted.result["norm"] if counted else None,
+            "eps": _digits(counted.result["eps"]) if counted else None,
             "epochs": _distinct(run.train["epochs"] for run in members) if ours else None,
-            "weights": _distinct(_selected(run) for run in members) if ours else None,
+            "weights": _distinct(_selected(run, row) for run in members) if ours else None,
             "reported_percent": other and other.value, "reported_metric": other and other.metric,
             "reported_class": other and other.source_class, "reported_checkpoint": other and other.checkpoint,
             "reported_source": other and other.source, "records": " ".join(ours.records) if ours else None}
@@ -221,10 +148,10 @@ def _notes(table: Table, budget: str, runs: Sequence[RunRecord]) -> list[str]:
         for text in dict.fromkeys(texts):
             of = sorted({run.run["method"] for run, one in zip(runs, texts, strict=True) if one == text})
             notes.append(f"{label} ({', '.join(of)}): {text}.")
-    left = [_short(record.path) for run in runs for record in run.evals.values() if stale(run, record)]
+    left = [short(record.path) for run in runs for record in run.evals.values() if stale(run, record)]
     notes += [f"Left out, since it judged other weights than train.json names: {path}" for path in left]
     if runs:
-        notes.append(f"Records, in {_short(runs[0].folder / 'run.json').rpartition('/' + runs[0].name)[0]}/: "
+        notes.append(f"Records, in {short(runs[0].folder / 'run.json').rpartition('/' + runs[0].name)[0]}/: "
                      + ", ".join(run.name for run in runs) + ".")
     return notes
 
@@ -236,12 +163,13 @@ def _made(made: Mapping[str, Any]) -> str:
 
 def _compared(table: Table, grouped: Mapping[tuple[str, str], list[RunRecord]]) -> Grid:
     """The table's pairs, on the same images and for the same seed."""
-    labels, rows = table.labels(), []
-    for a, b in table.pairs():
-        for column in table.columns:
-            row = _comparison(grouped[a], grouped[b], column, table.plans)
+    labels, rows = {(row.method, row.variant, row.suffix): row.label for row in table.rows}, []
+    for suffix, (a, b) in itertools.product(dict.fromkeys(row.suffix for row in table.rows), table.pairs()):
+        for column in table.columns if {(*a, suffix), (*b, suffix)} <= labels.keys() else ():
+            row = None if column.formula else _comparison(grouped[a], grouped[b], column.evaluator + suffix,
+                                                          table.plans)
             if row:
-                rows.append((f"{labels[a]} − {labels[b]}", column.title, *row))
+                rows.append((f"{labels[*a, suffix]} − {labels[*b, suffix]}", column.title, *row))
     return Grid("Differences, image by image", ("difference", "evaluator", "n", "seeds", "points", "images gained",
                                                 "images lost", "McNemar p"), tuple(rows),
                 ("Points: difference of accuracies in percentage points, mean ± sample standard deviation over seeds, "
@@ -250,18 +178,18 @@ def _compared(table: Table, grouped: Mapping[tuple[str, str], list[RunRecord]]) 
                  "several seeds are not independent."))
 
 
-def _comparison(first: Sequence[RunRecord], second: Sequence[RunRecord], column: Column, plans: Sequence[str],
+def _comparison(first: Sequence[RunRecord], second: Sequence[RunRecord], evaluator: str, plans: Sequence[str],
                 ) -> tuple[str, ...] | None:
     others = {run.run["seed"]: run for run in second}
     pairs = [(run, others[run.run["seed"]]) for run in first if run.run["seed"] in others]
     tables, seeds = [], []
     for run, other in pairs:
-        found, against = result_of(run, column.evaluator, plans), result_of(other, column.evaluator, plans)
+        found, against = result_of(run, evaluator, plans), result_of(other, evaluator, plans)
         if not found or not against:
             continue
-        flags = [record.arrays[column.evaluator] for record, _ in (found, against)]
+        flags = [record.arrays[evaluator] for record, _ in (found, against)]
         images = [record.arrays["index"][:result["n"]].tolist() for record, result in (found, against)]
-        if _judging(*found) != _judging(*against) or images[0] != images[1]:
+        if judging(*found) != judging(*against) or images[0] != images[1]:
             raise ValueError(f"one comparison, two protocols: {found[0].path}, {against[0].path}")
         tables.append(paired(*flags))
         seeds.append(run.run["seed"])

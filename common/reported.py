@@ -61,8 +61,9 @@ def read(path: Path) -> list[Reported]:
 def of_row(reported: list[Reported], table: Table, dataset: str, row: Row) -> list[Reported]:
     """What is reported for a row's method and variant ("*" stands for any) on our network, data set and eps."""
     name, models = table.reported_datasets.get(dataset, dataset), table.reported_models.get(dataset, ())
+    eps = table.reported_sizes.get(dataset, table.reported_eps)
     return [one for one in reported
-            if one.dataset == name and one.model in models and one.eps in ("", table.reported_eps)
+            if one.dataset == name and one.model in models and one.eps in ("", eps)
             and any(one.method == method and variant in ("*", one.variant) for method, variant in row.reported)]
 
 

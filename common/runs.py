@@ -114,21 +114,30 @@ def spec_hashes(runs: Sequence[Run]) -> tuple[dict[str, str], dict[tuple[str, st
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a paper's table.  reported: the (method, variant) under which reported numbers are listed."""
+    """One line of a paper's table.  reported: the (method, variant) under which reported numbers are listed.
+
+    suffix: how the names of its evaluators end, for a line about other weights of the same runs (" last").
+    """
 
     method: str                                # as in run.json
     variant: str
     label: str
     reported: tuple[tuple[str, str], ...] = ()
+    suffix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One evaluator.  reported: names of the metric in the list of reported numbers, best first."""
+    """One evaluator.  reported: names of the metric in the list of reported numbers, best first.
+
+    formula: one of `common.stats.FORMULAS`, of the accuracies of `evaluator` and `beside` on the images of both.
+    """
 
     evaluator: str                             # name of a result in eval-PLAN.json
     title: str
     reported: tuple[str, ...] = ()
+    formula: str = ""
+    beside: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +145,8 @@ class Table:
     """What a paper's table shows, for all its data sets.
 
     reported_file: stem of results/reported/<stem>.csv; reported_models: data set -> networks whose reported numbers
-    may stand beside ours; reported_eps: likewise the eps, as written there; reported_datasets: our name -> theirs.
+    may stand beside ours; reported_eps: likewise the eps, as written there, of data sets that reported_sizes does not
+    name; reported_datasets: our name -> theirs.
     per_seed: settings that a rule derives from other runs of the same seed (a teacher's hash), so that the seeds of one
     cell may differ in them; the setting that names the rule is still compared.
     compare: pairs of variants (a, b) that the second table compares image by image, as a minus b, for each method;
@@ -156,11 +166,13 @@ class Table:
     reported_models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reported_datasets: Mapping[str, str] = field(default_factory=dict)
     reported_eps: str = "8/255"
+    reported_sizes: Mapping[str, str] = field(default_factory=dict)
     reported_weights: tuple[str, ...] = ("last", "final")
     budget_notes: Mapping[str, str] = field(default_factory=dict)   # "BUDGET[ DATASET]" -> a line under the title
 
     def labels(self) -> dict[tuple[str, str], str]:
-        return {(row.method, row.variant): row.label for row in self.rows}
+        """(method, variant) -> label, of the rows without a suffix."""
+        return {(row.method, row.variant): row.label for row in self.rows if not row.suffix}
 
     def pairs(self) -> list[tuple[tuple[str, str], tuple[str, str]]]:
         """What is compared image by image: pairs of (method, variant), both of them rows."""

@@ -1,9 +1,10 @@
 """Statistics of counts and of per-image flags.  Accuracies are fractions in [0, 1]; nothing here draws or prints."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from types import MappingProxyType
 
 import numpy as np
 from scipy.stats import binomtest
@@ -33,6 +34,15 @@ def nrr(clean: float, robust: float) -> float:
     return 2 * clean * robust / (clean + robust) if clean + robust > 0 else 0.0
 
 
+def mean(clean: float, robust: float) -> float:
+    """Plain mean of clean and robust accuracy."""
+    return (clean + robust) / 2
+
+
+# What is made of two accuracies; each rises in both.
+FORMULAS: Mapping[str, Callable[[float, float], float]] = MappingProxyType({"mean": mean, "NRR": nrr})
+
+
 @dataclass(frozen=True)
 class Paired:
     """Two classifiers judged on the same images.  Counts of images that ..."""
@@ -45,6 +55,11 @@ class Paired:
     @property
     def n(self) -> int:
         return self.both + self.only_a + self.only_b + self.neither
+
+    @property
+    def accuracies(self) -> tuple[float, float]:
+        """Of a and of b."""
+        return (self.both + self.only_a) / self.n, (self.both + self.only_b) / self.n
 
     @property
     def difference(self) -> float:
@@ -71,17 +86,41 @@ def newcombe(table: Paired, confidence: float = 0.95) -> tuple[float, float]:
 
     It squares and adds the Wilson limits of both accuracies, with their correlation (continuity corrected).
     """
-    n = table.n
-    right_a, right_b = table.both + table.only_a, table.both + table.only_b
-    low_a, high_a = wilson(right_a, n, confidence)
-    low_b, high_b = wilson(right_b, n, confidence)
-    a, b = right_a / n, right_b / n
-    cross = table.both * table.neither - table.only_a * table.only_b
-    if cross > 0:
-        cross = max(cross - n / 2, 0)
-    margins = right_a * (n - right_a) * right_b * (n - right_b)
-    phi = cross / math.sqrt(margins) if margins else 0.0
+    (a, low_a, high_a, b, low_b, high_b), phi = _limits(table, confidence), _correlation(table, corrected=True)
     down = (a - low_a) ** 2 - 2 * phi * (a - low_a) * (high_b - b) + (high_b - b) ** 2
     up = (b - low_b) ** 2 - 2 * phi * (b - low_b) * (high_a - a) + (high_a - a) ** 2
     return (max(-1.0, table.difference - math.sqrt(max(0.0, down))),
             min(1.0, table.difference + math.sqrt(max(0.0, up))))
+
+
+def combined(table: Paired, formula: str, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval (low, high) of a formula of FORMULAS of the accuracies of a and b, in [0, 1].
+
+    As `newcombe`, for a function that rises in both (Zou and Donner, Statistics in Medicine 27 (2008) 1693): what it
+    loses where one accuracy falls to its Wilson limit, squared and added with their correlation.
+    """
+    value, (a, low_a, high_a, b, low_b, high_b) = FORMULAS[formula], _limits(table, confidence)
+    found, phi = value(a, b), _correlation(table, corrected=False)
+
+    def distance(of_a: float, of_b: float) -> float:
+        one, other = value(of_a, b) - found, value(a, of_b) - found
+        return math.sqrt(max(0.0, one ** 2 + 2 * phi * one * other + other ** 2))
+
+    return max(0.0, found - distance(low_a, low_b)), min(1.0, found + distance(high_a, high_b))
+
+
+def _limits(table: Paired, confidence: float) -> tuple[float, float, float, float, float, float]:
+    """Accuracy and Wilson's limits of a, then of b."""
+    a, b = table.accuracies
+    return (a, *wilson(table.both + table.only_a, table.n, confidence),
+            b, *wilson(table.both + table.only_b, table.n, confidence))
+
+
+def _correlation(table: Paired, *, corrected: bool) -> float:
+    """Of the flags of a and b; corrected: for continuity, as Newcombe does; 0 where one of them never varies."""
+    n, right_a, right_b = table.n, table.both + table.only_a, table.both + table.only_b
+    cross = table.both * table.neither - table.only_a * table.only_b
+    if corrected and cross > 0:
+        cross = max(cross - n / 2, 0)
+    margins = right_a * (n - right_a) * right_b * (n - right_b)
+    return cross / math.sqrt(margins) if margins else 0.0

@@ -182,6 +182,24 @@ def test_reproductions_use_every_thread(project):
     assert trained == "train"
 
 
+def test_datasets_names_what_a_target_goes_through(project):
+    (project / "build").mkdir()
+    for name in ("cifar10-sotas", "cifar100-l2-sotas", "cifar10-l2"):
+        (project / "build" / f"rules-rpat-{name}.mk").write_text(f"all:\n\t$(PYTHON) train {name}\n")
+    words = ("PYTHON=./python-fake", "SETUP=0", "BUDGET=smoke")
+    for target, datasets, names in (("sotas", "cifar10 cifar100-l2", ["cifar10-sotas", "cifar100-l2-sotas"]),
+                                    ("l2", None, ["cifar10-l2"])):
+        make(project, f"reproduce-rpat-{target}", *words, *([f"DATASETS={datasets}"] if datasets else []))
+        lines = log(project)
+        assert [line.split(" --budget smoke")[0] for line in lines[::2]] == [
+            f"-m scripts.make_rules rpat {name}" for name in names]
+        assert lines[1::2] == [f"train {name}" for name in names]
+    # A data set that fails is not passed over.
+    (project / "build" / "rules-rpat-cifar10-sotas.mk").write_text("all:\n\tfalse\n")
+    done = make(project, "reproduce-rpat-sotas", *words, "DATASETS=cifar10 cifar100-l2", check=False)
+    assert done.returncode == 2 and not any("cifar100" in line for line in log(project))
+
+
 def test_ci_runs_the_fast_and_the_slow_tests():
     text = (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK) and "set -euo pipefail" in text
