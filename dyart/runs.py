@@ -83,9 +83,9 @@ SPECIAL = {
         methods=("DyART",), epochs=2, n_train=2000, n_epoch_test=128, observe=128, n_test=500,
         n_autoattack=20),
     ("short", "cifar10-extra"): replace(
-        BUDGETS["short"], about="5,000 images and extra ones, PreActResNet-18 of width 16, batches of 128, an epoch of "
-        "DyART after the burn-in: shows that the chain runs on real images, no more",
-        epochs=1, n_epoch_test=128, observe=128, n_test=500, n_autoattack=20)}
+        BUDGETS["short"], about="5,000 images and extra ones, PreActResNet-18 of width 16, batches of 128, the first of "
+        "two epochs of DyART after the burn-in: shows that the chain runs on real images, no more",
+        epochs=2, more=("--train_epochs", "1"), n_epoch_test=128, observe=128, n_test=500, n_autoattack=20)}
 
 
 # -- what a run costs ------------------------------------------------------------------------------------------------
