@@ -44,6 +44,7 @@ class Budget:
     seeds: tuple[int, ...] = (1,)
     methods: tuple[str, ...] = ("DyART", "AT")          # unless METHODS= names some
     epochs: int | None = None                           # of DyART and the baselines
+    train_epochs: int | None = None                     # where they stop before the schedule's end
     model: str | None = None
     width: int | None = None
     batch_size: int | None = None
@@ -83,9 +84,9 @@ SPECIAL = {
         methods=("DyART",), epochs=2, n_train=2000, n_epoch_test=128, observe=128, n_test=500,
         n_autoattack=20),
     ("short", "cifar10-extra"): replace(
-        BUDGETS["short"], about="5,000 images and extra ones, PreActResNet-18 of width 16, batches of 128, the first of "
-        "two epochs of DyART after the burn-in: shows that the chain runs on real images, no more",
-        epochs=2, more=("--train_epochs", "1"), n_epoch_test=128, observe=128, n_test=500, n_autoattack=20)}
+        BUDGETS["short"], about="5,000 images and extra ones, PreActResNet-18 of width 16, batches of 128, the first "
+        "of two epochs of DyART after the burn-in: shows that the chain runs on real images, no more",
+        epochs=2, train_epochs=1, n_epoch_test=128, observe=128, n_test=500, n_autoattack=20)}
 
 
 # -- what a run costs ------------------------------------------------------------------------------------------------
@@ -195,6 +196,8 @@ def protocol(method: str, variant: str, dataset: str, shape: Budget) -> Flags:
         flags |= {**DYART[dataset, variant], "--pretrained": "auto"} if method == "DyART" else BASELINES[method]
         if shape.epochs:
             flags["--epochs"] = str(shape.epochs)
+        if shape.train_epochs:
+            flags["--train_epochs"] = str(shape.train_epochs)
     model = shape.model or ("preact-resnet18" if dataset == "tiny-imagenet" else "wrn-28-10-swish")
     batch = {"--batch-size": str(shape.batch_size)} if shape.batch_size else {}
     return {"--model": model, **({"--GroupNorm": "true"} if variant == "gn" else {}), **flags, **batch}
