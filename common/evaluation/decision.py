@@ -55,8 +55,8 @@ class Search:
         if len(there):
             with seeded(seed):
                 ended, ok = self.search(x[there], target[there], seed)
-            ends[there] = in_box(x[there], ended)
-            found[there] = ok & (self.predict(ends[there]) != target[there])
+            ends[there] = torch.where(ok.view(-1, 1, 1, 1), in_box(x[there], ended), x[there])
+            found[there] = self.predict(ends[there]) != target[there]
         threat = ball(self.evaluator.norm, self.evaluator.eps)
         distance = threat.size((ends - x).double().cpu()).float().to(x.device)
         distance = torch.where(found, distance, torch.nan)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from common.attacks import ball
 from common.data.splits import Split, to_float
 from common.environment import ROOT
 from common.errors import UserError
 from common.evaluation import Evaluator, Plan, decision, evaluate, harness, result_json
-from common.evaluation.decision import Search, starting_points
+from common.evaluation.decision import Search, starting_points, within
 
 FAST = {
     "cw-l2": {"binary_search_steps": 8, "iterations": 60, "initial_const": 0.3},
@@ -156,6 +157,31 @@ def test_nothing_found_at_all(tmp_path):
     for result in run(Constant(), split, plan, tmp_path):
         assert result.robust == 3 and result.values["found"] == 0 and result.values["failed"] == 3
         assert result.values["distance"] is None and result.values["correct_unbounded"] == 3
+
+
+def test_a_black_image_is_not_what_carlini_and_wagner_found(tmp_path):
+    """foolbox returns zeros where it found nothing; here they even have another class."""
+    class Step(nn.Module):
+        def forward(self, x):
+            dark = (x.flatten(1).mean(1) < 0.05).float() + 0 * x.flatten(1).sum(1)
+            return torch.stack([1 - dark, dark], 1)
+    split = Split(torch.full((3, 3, 4, 4), 100, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+    result = run(Step(), split, Plan("p", (search("cw-l2", {"iterations": 5}, eps=6.0),)), tmp_path)[0]
+    assert result.values["failed"] == 3 and result.values["correct_unbounded"] == 3 and result.robust == 3
+
+
+def test_what_lies_within_eps_is_judged_as_it_was_found():
+    """Projected, x + (end - x) would round, and an end that hugs the boundary could fall back."""
+    generator = torch.Generator().manual_seed(0)
+    # Roots: sums and differences of what torch.rand draws, multiples of 2^-24, are exact.
+    x, ends = (torch.rand(50, 3, 4, 4, generator=generator).sqrt() for _ in range(2))
+    threat = ball("l2", 2.3)
+    distance = threat.size(ends - x)
+    inside = distance <= 2.3
+    assert 0 < inside.sum() < 50 and not torch.equal(threat.project(x, ends)[inside], ends[inside])
+    brought = within(threat, x, ends, distance)
+    assert torch.equal(brought[inside], ends[inside])
+    assert (threat.size(brought - x)[~inside] <= 2.3 + 1e-5).all()
 
 
 def test_starts_are_the_first_blend_that_has_another_class():

@@ -95,6 +95,15 @@ def test_the_images_are_those_of_pgd_and_every_image_counts(tiny, split, tmp_pat
     assert other.flags.tolist() == result.flags.tolist()
 
 
+def test_an_image_that_noise_mends_is_defended_but_not_robust(tiny, split, tmp_path):
+    with torch.no_grad():
+        second = tiny(to_float(split.images)).topk(2).indices[:, 1]
+    labels = torch.where(torch.arange(40) % 2 == 0, second, split.labels)
+    result = run(tiny, Split(split.images, labels), Plan("p", (NOISE, Evaluator("clean", "clean"))), tmp_path)
+    defended, right = result[0].arrays["defended"] == 1, result[1].flags
+    assert (defended & ~right).any() and result[0].flags.tolist() == (defended & right).tolist()
+
+
 def test_a_group_without_images_has_n_0():
     arrays = {"defended": np.ones(3, np.float32)} | {pair: np.full(3, 2, np.float32) for pair in PAIRS}
     values = perception_values(arrays)
