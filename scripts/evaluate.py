@@ -39,7 +39,9 @@ def main() -> None:
     # torch comes only once the words are known to be right
     from common.engine import Engine
     from common.experiment import judge, load_data, print_results
-    data = load_data(args.data or run["dataset"], args.data_dir)
+    # Folders such as cifar10-l2 are not data sets: a run of theirs says which one's protocol it follows.
+    usual = run["config"].get("data", {}).get("protocol", run["dataset"])
+    data = load_data(args.data or usual, args.data_dir)
     found = data.describe()
     if found["test_fingerprint"] != run["data"]["test_fingerprint"]:
         raise UserError(f"{found['source']} is not {ALIKE} ({run['data']['source']}): its test images have another "
