@@ -55,18 +55,25 @@ def run_folder(text: str, why: str = "no run.json") -> Path:
     raise UserError(f"{text} is no run of this repository ({why}): give results/<paper>/<data set>/<run>")
 
 
+def why_none(text: str, theirs: str) -> str:
+    """Why a folder is no run of ours; theirs: a file by which one of the original repository is known, or nothing."""
+    original = theirs and any((base / theirs).exists() for base in (Path(text), ROOT / text))
+    return "it is a folder of the original repository, whose optimiser state is not read" if original else "no run.json"
+
+
 def recorded_flags(run: Mapping[str, Any], script: str) -> list[str] | None:
     """The flags that a run was started with; None if it was not started by `script`, relative to the root."""
     words = shlex.split(run["command"])
     return words[words.index(script) + 1:] if script in words else None
 
 
-def unfinished(text: str, paper: str, script: str, evaluation: str, why: str = "no run.json") -> list[str]:
+def unfinished(text: str, paper: str, script: str, evaluation: str, theirs: str = "") -> list[str]:
     """The flags that go on with the run in folder `text`: those that it was started with, and its name.
 
     UserError for a run of another script and for a finished one; evaluation: the command that evaluates that.
+    theirs: a file by which a folder of the original repository is known.
     """
-    folder = run_folder(text, why)
+    folder = run_folder(text, why_none(text, theirs))
     run = read_record(folder / "run.json", "run")
     words = recorded_flags(run, script)
     if run["paper"] != paper or words is None:

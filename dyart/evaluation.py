@@ -183,7 +183,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     # A file inside a run of ours, such as weights/dyart/cifar10/RUN/10.pt, is that run's checkpoint.
     inside = Path(asked).stem if asked.endswith(".pt") else None
     try:
-        folder = commands.run_folder(str(Path(asked).parent) if inside else asked, flags.why_none(asked))
+        folder = commands.run_folder(str(Path(asked).parent) if inside else asked,
+                                     commands.why_none(asked, "ResumeParameter.pth"))
     except UserError:
         found = original.find(asked, args.checkpoint, {**vars(args), "seed": typed.get("seed")})
         if found is None:

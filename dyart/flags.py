@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.commands import unfinished
-from common.environment import ROOT
 from common.errors import UserError, exit_cleanly
 from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, number, positive, radius, share
 from dyart.settings import ATTACKS, DEAD, PROTOCOLS, QUIRKS, SCHEDULERS, Settings
@@ -184,14 +183,8 @@ def resumed(argv: Sequence[str]) -> list[str]:
     if asked.resume_fname is None:
         raise UserError("--resume true needs --resume_fname FOLDER: the run's folder under results/dyart/")
     again = unfinished(asked.resume_fname, "dyart", "dyart/train.py", "bash dyart/scripts/eval.sh",
-                       why_none(asked.resume_fname))
+                       "ResumeParameter.pth")
     return [*again, *rest]
-
-
-def why_none(text: str) -> str:
-    """Why a folder is no run of ours."""
-    theirs = any((base / "ResumeParameter.pth").exists() for base in (Path(text), ROOT / text))
-    return "it is a folder of the original repository, whose optimiser state is not read" if theirs else "no run.json"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -61,8 +61,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     inside = Path(asked).stem if asked.endswith(".pt") else None
     file = next((base for base in (Path(asked), ROOT / asked) if base.is_file()), None)
     try:
-        folder = commands.run_folder(str(Path(asked).parent) if inside else asked, flags.why_none(asked) + "; of the "
-                                     "original's folders name a file, such as best.model")
+        folder = commands.run_folder(str(Path(asked).parent) if inside else asked,
+                                     commands.why_none(asked, "last.model") + "; of the original's folders name a "
+                                     "file, such as best.model")
     except UserError:
         if file is None:
             raise

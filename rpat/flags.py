@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.commands import unfinished
-from common.environment import ROOT
 from common.errors import UserError, exit_cleanly
 from common.evaluation.kinds import unusual_size
 from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, name, number, positive
@@ -189,13 +188,7 @@ def resumed(argv: Sequence[str]) -> list[str]:
     asked, rest = given.parse_known_args(list(argv))
     if asked.resume_path is None:
         return list(argv)
-    return [*unfinished(asked.resume_path, "rpat", SCRIPT, EVALUATION, why_none(asked.resume_path)), *rest]
-
-
-def why_none(text: str) -> str:
-    """Why a folder is no run of ours."""
-    theirs = any((base / "last.model").exists() for base in (Path(text), ROOT / text))
-    return "it is a folder of the original repository, whose optimiser state is not read" if theirs else "no run.json"
+    return [*unfinished(asked.resume_path, "rpat", SCRIPT, EVALUATION, "last.model"), *rest]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
