@@ -103,6 +103,11 @@ FLAGS = {"ST": "0.1", "PGD": "0.1", "KD": "0.1", "n": "10"}
 ALL = {f"{step} {name}_short_s1" for step in ("train", "evaluate") for name in ("st", "pgd", "kd")}
 
 
+def hear_interrupts() -> None:
+    """A shell's background jobs, and all that they start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Clone:
     """A copy of what make needs, with the fake paper in the place of AdaRAT."""
 
@@ -132,7 +137,7 @@ class Clone:
         given = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
         command = ("make", "reproduce-adarat-cifar10", f"PYTHON={sys.executable}", "SETUP=0", "BUDGET=short", *words)
         return subprocess.Popen(command, cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                env=given | variables, start_new_session=True)
+                                env=given | variables, start_new_session=True, preexec_fn=hear_interrupts)
 
     @property
     def log(self) -> list[str]:
