@@ -1,7 +1,7 @@
 """The rows of a batch shared out among the processor's threads.
 
 A network on a CPU gains less from several threads within each of its operations, which wait for one another, than from
-each thread taking its own images through the whole of it: a third more on two cores for ResNet-18.
+each thread taking its own images through the whole of it.
 """
 
 from collections.abc import Callable
