@@ -111,12 +111,12 @@ def test_plans_say_how_many_images():
     def stems(dataset, budget):
         return {plan.plan for run in planned(dataset, budget).values() for plan in run.plans}
 
-    assert stems("cifar10", "short") == {"paper-rpat-1000-200", "paper-rpat-1000-200-last", "perception-rpat-1000"}
+    assert stems("cifar10", "short") == {"paper-rpat-1000-100", "paper-rpat-1000-100-last", "perception-rpat-1000"}
     assert stems("cifar100", "short") == {"paper-rpat-1000-100", "paper-rpat-1000-100-last", "perception-rpat-1000"}
     assert stems("tiny-imagenet", "short") == {"paper-rpat-1000-50", "paper-rpat-1000-50-last",
                                                "perception-rpat-1000"}
     assert stems("cifar10", "gpu") == {"paper-rpat-10000-500", "paper-rpat-10000-500-last", "perception-rpat"}
-    assert stems("cifar10-sotas", "short") == {"paper-sotas-1000-200", "paper-sotas-1000-200-last"}
+    assert stems("cifar10-sotas", "short") == {"paper-sotas-1000-50", "paper-sotas-1000-50-last"}
 
 
 def test_methods_are_chosen_by_name():
@@ -183,7 +183,7 @@ def test_what_a_run_costs():
     assert full.gflop / plain.gflop == 16 and full.images == 200 * 49_000
     judged = planned()["pgd-at"].plans
     assert judged[0].cost == judged[1].cost
-    assert judged[0].cost.passes == pytest.approx(1000 * (1 / 3 + 30 * 2 / 3) + 200 * 1500)
+    assert judged[0].cost.passes == pytest.approx(1000 * (1 / 3 + 30 * 2 / 3) + 100 * 1500)
     hour = sum(run.cost.total_gflop + sum(plan.cost.total_gflop for plan in run.plans)
                for run in planned("cifar10", "gpu").values()) / 40_000
     assert 1200 < hour < 1800                                 # half an hour at the rate that make_rules assumes
