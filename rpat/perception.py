@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.attacks.losses import predictions
+from common.evaluation.measuring import PAIRS
+from common.evaluation.perception import moves
 
-PAIRS = ("clean-adversarial", "clean-middle", "middle-adversarial")
 GROUPS = ("all", "defended", "fooled")
 
 
@@ -25,13 +25,10 @@ class Distances(NamedTuple):
     defended: Tensor
 
 
-@torch.no_grad()
 def distances(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Distances:
     """Of images x, x' (B,C,H,W) and labels (B,).  The model's mode is the caller's business (eval)."""
-    clean, middle, adversarial = model(x), model((x + x_adv) / 2), model(x_adv)
-    pairs = ((clean, adversarial), (clean, middle), (middle, adversarial))
-    values = torch.stack([(first - second).square().mean(1) for first, second in pairs], 1)
-    return Distances(values, predictions(adversarial) == y)
+    values, predicted = moves(model, x, x_adv)
+    return Distances(values, predicted == y)
 
 
 def consistency(batches: Iterable[Distances], *, batch_means: bool = False) -> dict[str, dict[str, float]]:

@@ -47,8 +47,6 @@ def final_test(folder: Path, weights: Path, settings: SotaSettings, args: argpar
     if settings.epochs <= settings.warmup_epochs and not args.eval_online:
         print(f"note: the weight average begins after epoch {settings.warmup_epochs}, the run has {settings.epochs}: "
               "the average is the model")
-    if "half-test-inputs" in settings.quirks:
-        print("note: half-test-inputs rounds the images of the test after each epoch; the final test takes them exact")
     kept = read_record(folder / "train.json", "train")["weights"]
     for checkpoint in wanted(args, kept):
         plan = plan_of(args, settings, checkpoint, chosen=BEST["average"] in kept)

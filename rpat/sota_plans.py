@@ -4,6 +4,7 @@
                                                     first N images, AutoAttack on the first M of them
     QUIRK        pgd20-is-pgd10: PGD takes --attack-iters steps in L-inf, whatever its name (`released PGD-20`)
                  aa-l2-fixed: AutoAttack in L2, whatever the norm (`AutoAttack L2`)
+         half-test-inputs: on images rounded to float16 (`clean half`, ...)
     CHECKPOINT   another name for the same, in the evaluators' names too (`clean last`, ...), since a run has several
                  weights.  None: the average at its best epoch, in a run that chooses none at its last one; last: at
                  the last one, where a best one is chosen; online, online-last: likewise of the model; eN: the average
@@ -18,7 +19,7 @@ from rpat.plans import chunk_for
 from rpat.sota_settings import SotaSettings
 
 DEFAULT_PLAN = "paper-sotas"
-PLAN_QUIRKS = ("pgd20-is-pgd10", "aa-l2-fixed")
+PLAN_QUIRKS = ("pgd20-is-pgd10", "aa-l2-fixed", "half-test-inputs")
 _PAPER = re.compile(rf"paper-sotas(?:-(\d+)(?:-(\d+))?)?((?:-(?:{'|'.join(PLAN_QUIRKS)}))*)"
                     r"(-last|-online|-online-last|-e\d+)?")
 
@@ -28,7 +29,7 @@ def plan_named(name: str, settings: SotaSettings) -> Plan:
     match = _PAPER.fullmatch(name)
     if match is None:
         raise UserError(f"unknown plan {name!r}: give paper-sotas, paper-sotas-N (first N images) or paper-sotas-N-M "
-                        f"(AutoAttack on the first M), then perhaps {' or '.join(f'-{word}' for word in PLAN_QUIRKS)}")
+                        f"(AutoAttack on the first M), then perhaps {', '.join(f'-{word}' for word in PLAN_QUIRKS)}")
     n = int(match[1]) if match[1] else None
     return paper_plan(name, settings, n, int(match[2]) if match[2] else n,
                       quirks=tuple(quirk for quirk in PLAN_QUIRKS if f"-{quirk}" in match[3]),
@@ -52,9 +53,11 @@ def full_name(name: str, quirks: tuple[str, ...], checkpoint: str, *, chosen: bo
 def paper_plan(name: str, settings: SotaSettings, n: int | None, n_autoattack: int | None, *,
                quirks: tuple[str, ...] = (), suffix: str = "") -> Plan:
     """Clean and PGD-20 on n images, AutoAttack on n_autoattack (None: all); PGD-20 takes the run's step."""
-    released, fixed = "pgd20-is-pgd10" in quirks, "aa-l2-fixed" in quirks
+    released, fixed, half = (quirk in quirks for quirk in PLAN_QUIRKS)
+    suffix = " half" * half + suffix
     pgd = Evaluator(f"{'released ' if released else ''}PGD-20{suffix}", "pgd", "linf" if released else settings.norm,
                     settings.eps, settings.step_size, steps=settings.attack_iters if released else 20, n=n)
     attack = Evaluator(f"AutoAttack{' L2' if fixed else ''}{suffix}", "autoattack", "l2" if fixed else settings.norm,
                        settings.eps, n=n_autoattack)
-    return Plan(name, (Evaluator(f"clean{suffix}", "clean", n=n), pgd, attack), chunk=chunk_for(n_autoattack))
+    return Plan(name, (Evaluator(f"clean{suffix}", "clean", n=n), pgd, attack), chunk=chunk_for(n_autoattack),
+                half_inputs=half)

@@ -153,6 +153,8 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
             if evaluator.kind in CORRUPTION_KINDS:
                 images = corruptions.corrupted(evaluator, corrupted, split.images[where].cpu().numpy(), where)
                 x = to_float(torch.from_numpy(images).to(device))
+            if plan.half_inputs:
+                x = x.half().float()
             chunk_seed, survivors, arrays = fold(seed, "evaluate", evaluator.name, number), {}, {}
             with seeded(chunk_seed):         # for a network that draws numbers itself
                 for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size, arrays):

@@ -113,12 +113,14 @@ class Plan:
 
     Randomness is drawn per chunk, and AutoAttack runs chunk by chunk, so `chunk` is part of the measurement.
     `test_crop`: random-crop (padding 4) the test images, anew for every evaluator: AdaRAT's measuring quirk.
+    `half_inputs`: round the test images to float16, that is by up to 0.062/255: RPAT's measuring quirk.
     """
 
     name: str
     evaluators: tuple[Evaluator, ...]
     chunk: int = 100
     test_crop: bool = False
+    half_inputs: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "evaluators", tuple(self.evaluators))
@@ -135,7 +137,9 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Everything that decides the measurement, besides seed, weights and images."""
-        return {"name": self.name, "chunk": self.chunk, "test_crop": self.test_crop,
+        # Said only where it is on: plans of records that are older than it keep their hash.
+        half = {"half_inputs": True} if self.half_inputs else {}
+        return {"name": self.name, "chunk": self.chunk, "test_crop": self.test_crop, **half,
                 "evaluators": [evaluator.to_json() for evaluator in self.evaluators]}
 
     @classmethod

@@ -322,6 +322,18 @@ def test_crops_are_drawn_anew_for_every_evaluator(tiny, split, tmp_path):
     assert second.flags[20:40].tolist() == (tiny(x).argmax(1) == y).tolist()
 
 
+def test_images_rounded_to_float16_are_what_is_attacked(split, tmp_path):
+    seen = []
+
+    class Watched(nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.flatten(1)[:, :10]
+    run(Watched(), split, Plan("p", (CLEAN,), chunk=20, half_inputs=True), tmp_path)
+    exact = to_float(split.images[:20])
+    assert torch.equal(seen[1], exact.half().float()) and not torch.equal(seen[1], exact)
+
+
 # --- bad input: refused before anything runs ---
 
 def test_what_does_not_fit_is_refused_before_anything_runs(tiny, split, tmp_path):

@@ -56,7 +56,10 @@ def test_plans_survive_json_and_hash_what_matters():
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan and hash(again) == hash(plan) and plan_sha256(again) == plan_sha256(plan)
     others = [Plan("p", plan.evaluators, 8, True), Plan("p", plan.evaluators, 7, False), Plan("p", SEVERAL, 7, True)]
-    assert len({plan_sha256(each) for each in (plan, *others)}) == 4
+    halved = Plan("p", plan.evaluators, 7, True, half_inputs=True)
+    assert Plan.from_json(json.loads(json.dumps(halved.to_json()))) == halved
+    assert len({plan_sha256(each) for each in (plan, halved, *others)}) == 5
+    assert "half_inputs" not in plan.to_json()          # the hash of older records
 
 
 def test_numbers_that_a_kind_does_not_use_do_not_count():

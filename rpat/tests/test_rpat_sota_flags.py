@@ -144,6 +144,9 @@ def test_measuring_quirks_have_evaluators_and_records_of_their_own():
     _, pgd, attack = plan_named("paper-sotas-10-aa-l2-fixed", settings()).evaluators
     assert (pgd.name, pgd.steps) == ("PGD-20", 20)
     assert (attack.name, attack.norm, attack.eps) == ("AutoAttack L2", "l2", 8 / 255)
+    half = plan_named(full_name("paper-sotas-10", ("half-test-inputs",), "best", chosen=True), settings())
+    assert half.half_inputs and [each.name for each in half.evaluators] == ["clean half", "PGD-20 half",
+                                                                            "AutoAttack half"]
 
 
 @pytest.mark.parametrize(("chosen", "ends"), [
