@@ -92,6 +92,8 @@ def mode_evaluator(mode: str, settings: Settings, weak: float | None, n: int | N
     shown = f"{settings.distance} eps={in_255ths(eps)}"
     fgsm = settings.adv_method == "fgsm"
     attack = {"norm": norm, "eps": eps, "n": n, "step_size": eps if fgsm else alpha, "steps": 1 if fgsm else steps}
+    if norm == "l1" and "few" in MODES[mode].split():
+        raise UserError(f"--mode {mode} has no search in L1: give --distance Linf or L2")
     own = {"random_start": not fgsm}
     called = f"FGSM {shown}" if fgsm else f"PGD-{steps} {shown} step={in_255ths(alpha)}"
     if mode == "test_clean_acc":
