@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from common import plots
 from common.cells import result_of
@@ -122,6 +123,9 @@ def panel(axes: Axes, grouped: Grouped, keys: Sequence[Key], evaluator: str, pai
                 axes.plot(quarter, place, color=colour, marker="|", markersize=14, linestyle="none",
                           label="a quarter of x and x′: linear" if group == "defended" else None)
     axes.set_xlim(left=0)
+    # Under noise the values are as small as 1e-5: few ticks, each with its own power of ten.
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(axis="y", visible=False)
 
 
@@ -153,7 +157,7 @@ def epochs(grouped: Grouped, title: str, path: Path) -> Path:
                 axes.fill_between(found, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.set_title(LABELS[key])
             axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.set_ylim(bottom=0)
+        panels[0, 0].set_ylim(bottom=0)                      # shared, and the top fixed by it: once all is drawn
         for axes in panels[-1]:
             axes.set_xlabel("epoch")
         for axes in panels[:, 0]:

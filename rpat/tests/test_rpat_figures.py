@@ -1,6 +1,7 @@
 """RPAT's figures are functions of records: what is counted, what is left out, the same bytes twice."""
 
 import struct
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -157,6 +158,21 @@ def test_epochs_are_drawn_from_test_images_if_there_are_some(tmp_path):
     assert figures_perception.curve_of(read_run(run.folder), "fooled") == "val_mse_fooled_clean-adversarial"
     assert drawn(tmp_path, tmp_path) == ["perception-epochs", "validation"]
     assert figures_perception.curve_of(read_run(record(tmp_path, "ReBAT", epochs=2)), "fooled") is None
+
+
+def test_the_shared_axis_holds_the_curves_of_every_panel(tmp_path, monkeypatch):
+    record(tmp_path, "PGD-AT", epochs=3)
+    record(tmp_path, "PGD-AT", variant="rpat", epochs=3, fooled=9.0)
+    kept = []
+
+    @contextmanager
+    def figure(path, width, height):
+        kept.append(Figure())
+        yield kept[0]
+    monkeypatch.setattr(figures_perception.plots, "figure", figure)
+    figures_perception.epochs(grouped(tmp_path), "title", tmp_path / "epochs.png")
+    highest = max(line.get_ydata().max() for axes in kept[0].axes for line in axes.get_lines())
+    assert all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] >= highest for axes in kept[0].axes)
 
 
 # -- style -----------------------------------------------------------------------------------------------------------
