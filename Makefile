@@ -30,15 +30,17 @@ quoted = '$(subst ','\'',$(value $(1)))'
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
         reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
-        reproduce-rpat-sotas
+        reproduce-rpat-sotas \
+        reproduce-brainreg-mnist reproduce-brainreg-fashion-mnist reproduce-brainreg-cifar10 reproduce-brainreg-cifar100
 .DEFAULT_GOAL := help
 .SUFFIXES:
 
 help: ## List every target
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-31s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-33s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  Variables of reproduce-*: BUDGET=smoke|short|gpu|full (gpu with a CUDA device, else short)  SEEDS=1,2,3'
 	@echo '    METHODS="PGD-AT TRADES"  DATA=npz:PATH  DATA_DIR=PATH  DEVICE=cuda:1'
+	@echo "    DATA='npz:DIR/{}.npz' (of reproduce-brainreg-*: {} stands for the name of each data set)"
 	@echo '    EXTRA=FILE.npz (additional images of reproduce-dyart-cifar10-extra; default: cifar10_ddpm.npz in data/)'
 	@echo '    DATASETS="cifar10 cifar100" (of reproduce-rpat-l2 and -sotas; default: cifar10)'
 	@echo '    LAUNCH="nice -n 10" (a command that each training is started with)'
@@ -130,6 +132,18 @@ reproduce-rpat-l2: $(READY) ## RPAT in L2, likewise, for each of DATASETS: cifar
 
 reproduce-rpat-sotas: $(READY) ## ReBAT and RPAT++ for each of DATASETS: cifar10 cifar100 cifar10-l2 cifar100-l2 cifar10-wrn
 	$(foreach one,$(DATASETS),$(call reproduce,rpat,$(one)-sotas)$(newline))
+
+reproduce-brainreg-mnist: $(READY) ## Brain-inspired regulariser on MNIST: with and without it, evaluation, table, figures
+	$(call reproduce,brainreg,mnist)
+
+reproduce-brainreg-fashion-mnist: $(READY) ## Brain-inspired regulariser on Fashion-MNIST, likewise
+	$(call reproduce,brainreg,fashion-mnist)
+
+reproduce-brainreg-cifar10: $(READY) ## Brain-inspired regulariser on CIFAR-10, likewise
+	$(call reproduce,brainreg,cifar10)
+
+reproduce-brainreg-cifar100: $(READY) ## Brain-inspired regulariser on CIFAR-100, likewise
+	$(call reproduce,brainreg,cifar100)
 
 define newline
 

@@ -11,6 +11,8 @@ from common.stats import FORMULAS, Paired, combined, mean_sd, paired, wilson
 
 # Settings of a run that say where and on what it ran; they change no number that is compared.
 PLACES = frozenset({"seed", "run", "name", "spec", "out", "data", "data_dir", "dataset_path", "device", "num_workers"})
+# Of a record's data: what makes two runs' images the same.
+IMAGES = ("name", "n_train", "train_fingerprint", "test_fingerprint")
 
 
 class Shown:
@@ -86,16 +88,19 @@ def _training(run: RunRecord, per_seed: Sequence[str]) -> str:
     """All that makes a training comparable, as text; names that hold the seed are made alike (teachers have it)."""
     config = {key: value for key, value in run.run["config"].items() if key not in PLACES.union(per_seed)}
     kept = {"config": config, "budget": run.run["budget"], "quirks": sorted(run.run["quirks"]),
-            "data": {key: run.run["data"].get(key) for key in ("name", "train_fingerprint", "test_fingerprint")},
+            "data": {key: run.run["data"].get(key) for key in IMAGES if key not in per_seed},
             "model": run.run["model"], "epochs": run.train["epochs"], "selected_on": run.train["selected_on"]}
     return json.dumps(kept, sort_keys=True).replace(f"_s{run.run['seed']}", "_s*")
 
 
 def result_of(run: RunRecord, evaluator: str, plans: Sequence[str] = ()) -> tuple[EvalRecord, dict[str, Any]] | None:
     """The record and result of one evaluator; None if there is none.  One that judged other weights than the
-    training left is passed over; two plans that both have it are a ValueError that names them."""
+    training left is passed over; two plans that both have it are a ValueError that names them, but for the accuracy on
+    clean images, which has no settings: that of more images counts."""
     found = [(record, record.results[evaluator]) for record in run.evals.values()
              if (not plans or record.plan in plans) and evaluator in record.results and not stale(run, record)]
+    if len(found) > 1 and all(result["kind"] == "clean" for _, result in found):
+        return max(found, key=lambda one: one[1]["n"])
     if len(found) > 1:
         raise ValueError(f"two plans judge {evaluator}: " + ", ".join(str(record.path) for record, _ in found))
     return found[0] if found else None

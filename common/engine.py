@@ -23,6 +23,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 class Runner(nn.Module):
     """A network seen through an engine: x (B,C,H,W) float32 -> logits (B,K) float32, computed in the precision.
 
+    In the place of x a NamedTuple of such images goes to a network that takes one, whose answer is float32 as well.
     It owns no parameters of its own: `state_dict` of the wrapped `network` is what is saved.
     """
 
@@ -31,13 +32,20 @@ class Runner(nn.Module):
         self.network = network
         self.engine = engine
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
         engine = self.engine
         if engine.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = in_channels_last(x)
         with torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
-            logits = self.network(x)
-        return logits.float()
+            answer = self.network(x)
+        return answer.float()
+
+
+def in_channels_last(x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """Images (B,C,H,W), or each tensor of a NamedTuple of them, in the memory format channels-last."""
+    if isinstance(x, tuple):
+        return type(x)(*map(in_channels_last, x))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ from common.data.corruption_files import CorruptionFiles
 from common.engine import Engine
 from common.environment import ROOT, begin, environment, portable, relative_command
 from common.errors import UserError
-from common.evaluation import Plan, evaluate, forget, plan_sha256, result_json
+from common.evaluation import Plan, evaluate, forget, plan_sha256, result_json, summaries
+from common.evaluation.kinds import TRANSFERRED
 from common.files import read_json, sha256_of
 from common.fit import TrainRecord
+from common.source_runs import with_weights
 
 RESULTS, WEIGHTS, DATA = ROOT / "results", ROOT / "weights", ROOT / "data"
 
@@ -192,10 +194,11 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
 
 def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping[str, Any], engine: Engine,
           checkpoint: str = "last", seed: int = 1, spec: str | None = None, batch_size: int | None = None,
-          corrupted: CorruptionFiles | None = None) -> Path:
+          corrupted: CorruptionFiles | None = None, sources: Mapping[str, nn.Module] | None = None) -> Path:
     """Evaluate a finished run by `plan` and write eval-PLAN.json and flags-PLAN.npz; the path of the former.
 
     An interrupted evaluation goes on where it was.  corrupted: the files of a plan of kind corruption-file.
+    sources: networks of the plan's evaluators of kind transferred-fgsm; None: those of the runs that have the weights.
     UserErrors: no such run or checkpoint, weights that are not the recorded ones, a class count that does not fit.
     """
     begin()
@@ -219,7 +222,8 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     network = build_network(run["config"]["model"])
     load_weights(network, path)
     results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device,
-                       work=weights / "evaluations", batch_size=batch_size, corrupted=corrupted)
+                       work=weights / "evaluations", batch_size=batch_size, corrupted=corrupted,
+                       sources=source_networks(plan, folder, weights) if sources is None else sources)
     described = engine.describe()
     longest = max(len(result.flags) for result in results)
     written = records.write_eval(folder, {
@@ -231,6 +235,17 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
         arrays={result.name: result.arrays for result in results})
     forget(weights / "evaluations", plan)
     return written
+
+
+def source_networks(plan: Plan, folder: Path, weights: Path) -> dict[str, nn.Module]:
+    """sha256 -> network, of every source that a plan names, from the runs of the same paper as the run in `folder`."""
+    digests = {one.setting("source") for one in plan.evaluators if one.kind == TRANSFERRED}
+    found = {}
+    for digest in sorted(digests):
+        source = with_weights(digest, folder, weights)
+        found[digest] = build_network(source.run["config"]["model"])
+        load_weights(found[digest], source.file)
+    return found
 
 
 def already_judged(folder: Path, plan: Plan, measured: Mapping[str, Any], data: Mapping[str, Any]) -> Path | None:
@@ -254,10 +269,12 @@ def with_spec(path: Path, spec: str | None) -> Path:
 
 
 def print_results(path: Path) -> None:
-    """One line per evaluator of an eval record, and where the records are."""
+    """What an eval record says of each evaluator and of its corruptions, and where the records are."""
     record = records.read_record(path, "eval")
     print(f"{record['run']}, {record['plan']}, {record['checkpoint']} weights:")
     for result in record["results"]:
-        print(f"  {result['name']:<14} {100 * result['robust'] / result['n']:6.2f} %  ({result['robust']} of "
-              f"{result['n']} images)")
+        for line in summaries.said(result):
+            print(f"  {line}")
+    for line in summaries.over_corruptions(record["results"]):
+        print(f"  {line}")
     print(f"records: {portable(str(path.parent))}")

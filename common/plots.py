@@ -1,14 +1,17 @@
 """One look for all figures: colour-blind safe (Okabe and Ito 2008), readable in a column, the same bytes twice."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.files import replacing
+from common.records import RunRecord, read_runs
+from common.runs import BUDGETS
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -47,3 +50,33 @@ def mean_and_band(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
         return np.empty(0, np.int64), empty, empty, empty
     values = np.stack([value[np.isin(epochs, common)] for epochs, value in curves])
     return np.array(common), values.mean(0), values.min(0), values.max(0)
+
+
+# -- what the papers' figures share ----------------------------------------------------------------------------------
+
+def finished(results: Path, paper: str, dataset: str | None = None, budget: str | None = None
+             ) -> Iterator[tuple[str, str, list[RunRecord]]]:
+    """(data set, budget, its finished runs), of the budgets of BUDGETS and of those that are asked for."""
+    runs = [run for run in read_runs(results, paper, dataset)
+            if run.train and run.run["budget"] in ([budget] if budget else BUDGETS)]
+    for data, cost in sorted({(run.run["dataset"], run.run["budget"]) for run in runs}):
+        yield data, cost, [run for run in runs if (run.run["dataset"], run.run["budget"]) == (data, cost)]
+
+
+def whole_numbers(values: Iterable[int]) -> str:
+    """'200' or '200 to 1,000'."""
+    found = sorted(set(values))
+    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
+
+
+def seeds_of(groups: Iterable[Sequence[RunRecord]]) -> str:
+    """'seed 1', 'seeds 1, 2'; a method that has fewer is not told apart."""
+    seeds = sorted({run.run["seed"] for runs in groups for run in runs})
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def legend_below(figure: Figure, panels: Iterable[Axes], columns: int) -> None:
+    """One legend under all panels, each label once."""
+    handles = {label: handle for axes in panels
+               for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)

@@ -6,7 +6,7 @@ A cell holds one protocol or the report fails: records that differ in anything b
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from common import reported as published
@@ -15,6 +15,7 @@ from common.cells import Combined, combination, judging, short, stale
 from common.cells import cell as cell
 from common.cells import group as group
 from common.cells import result_of as result_of
+from common.curves import Averaged, Measured, averaged, difference, measured
 from common.records import RunRecord
 from common.render import DASH, Grid
 from common.reported import Reported
@@ -23,6 +24,7 @@ from common.stats import mcnemar, mean_sd, newcombe, paired
 
 ABOUT = {"NRR": ": 2ab/(a+b)"}
 REPORTED_TITLE = "All reported numbers of these methods"
+AnyCell = Cell | Combined | Averaged | Measured
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Report:
 
 def build(table: Table, runs: Sequence[RunRecord], reported: Sequence[Reported], dataset: str, budget: str) -> Report:
     """The report of one data set and budget; other runs in `runs` are left aside."""
-    runs = [run for run in runs if (run.run["dataset"], run.run["budget"]) == (dataset, budget)]
+    runs = [run for run in runs if (run.run["dataset"], run.run["budget"]) == (dataset, budget)
+            and run.run["seed"] not in table.sources]
+    table = replace(table, columns=table.special_columns.get(dataset, table.columns))
     grouped = {(row.method, row.variant): group(runs, row.method, row.variant, table.per_seed) for row in table.rows}
     cells = {(row, column): _cell(grouped[row.method, row.variant], row, column, table.plans)
              for row in table.rows for column in table.columns}
@@ -47,7 +51,12 @@ def build(table: Table, runs: Sequence[RunRecord], reported: Sequence[Reported],
     return Report(tuple(grid for grid in grids if grid.rows), tuple(values))
 
 
-def _cell(runs: Sequence[RunRecord], row: Row, column: Column, plans: Sequence[str]) -> Cell | Combined | None:
+def _cell(runs: Sequence[RunRecord], row: Row, column: Column, plans: Sequence[str]) -> AnyCell | None:
+    several = [name + row.suffix for name in column.over or (column.evaluator,)]
+    if column.value:
+        return measured(runs, several, column.value, column.factor, plans)
+    if column.over:
+        return averaged(runs, several, plans)
     if column.formula:
         return combination(runs, column.evaluator + row.suffix, column.beside + row.suffix, column.formula, plans)
     return cell(runs, column.evaluator + row.suffix, plans)
@@ -55,7 +64,7 @@ def _cell(runs: Sequence[RunRecord], row: Row, column: Column, plans: Sequence[s
 
 def _main(table: Table, reported: list[Reported], dataset: str, title: str,
           grouped: Mapping[tuple[str, str], list[RunRecord]],
-          cells: Mapping[tuple[Row, Column], Cell | Combined | None]) -> tuple[Grid, list[dict[str, Any]]]:
+          cells: Mapping[tuple[Row, Column], AnyCell | None]) -> tuple[Grid, list[dict[str, Any]]]:
     sources: dict[str, str] = {}
     rows, values = [], []
     counts = {column: {found.n for key, found in cells.items() if found and key[1] == column}
@@ -87,11 +96,23 @@ def _main(table: Table, reported: list[Reported], dataset: str, title: str,
               + f" {column.evaluator} and {column.beside} on the same images{ABOUT.get(column.formula, '')}; interval "
               "for one seed: Wilson's limits of both, squared and added."
               for column in table.columns if column.formula and counts[column]]
+    notes += [_about(column) for column in table.columns if (column.over or column.value) and counts[column]]
     notes += [f"{label}: reported by {text}" for text, label in sources.items()]
     if sources and any(run.run["budget"] != "full" for members in grouped.values() for run in members):
         notes.append("Reported numbers are of whole trainings of the full network on all images; ours here are of a "
                      "smaller budget: compare our rows with each other, not with them.")
     return Grid(title, header, tuple(rows), tuple(notes)), values
+
+
+def _about(column: Column) -> str:
+    """What a mean over evaluators, or a measured value, is."""
+    names = column.over or (column.evaluator,)
+    told = ", ".join(names) if len(names) <= 12 else f"{len(names)} evaluators, {names[0]} to {names[-1]}"
+    if not column.value:
+        return (f"{column.title}: mean of the accuracies under {told}, on the same images; interval for one seed: 1.96 "
+                "standard errors over the images.")
+    return (f"{column.title}: no accuracy, but {column.value} of {told}" + (", their mean" if len(names) > 1 else "")
+            + (f", times {column.factor:g}" if column.factor != 1 else "") + ".")
 
 
 def _source(one: Reported) -> str:
@@ -107,13 +128,13 @@ def _distinct(values: Any) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values)) or DASH
 
 
-def _value(row: Row, column: Column, ours: Cell | Combined | None, other: Reported | None,
+def _value(row: Row, column: Column, ours: AnyCell | None, other: Reported | None,
            members: Sequence[RunRecord]) -> dict[str, Any]:
     counted = ours if isinstance(ours, Cell) else None
     mean, sd = mean_sd(ours.accuracies) if ours else (None, None)
     low, high = (counted.interval if counted else None) or (None, None)
     return {"method": row.method, "variant": row.variant,
-            "evaluator": (column.title if column.formula else column.evaluator) + row.suffix, "mean": _digits(mean),
+            "evaluator": (column.evaluator if column.counted else column.title) + row.suffix, "mean": _digits(mean),
             "sd": _digits(sd), "wilson_low": _digits(low), "wilson_high": _digits(high),
             "n": ours.n if ours else None, "robust": " ".join(map(str, counted.robust)) if counted else None,
             "seeds": " ".join(map(str, ours.seeds)) if ours else None,
@@ -166,8 +187,11 @@ def _compared(table: Table, grouped: Mapping[tuple[str, str], list[RunRecord]]) 
     labels, rows = {(row.method, row.variant, row.suffix): row.label for row in table.rows}, []
     for suffix, (a, b) in itertools.product(dict.fromkeys(row.suffix for row in table.rows), table.pairs()):
         for column in table.columns if {(*a, suffix), (*b, suffix)} <= labels.keys() else ():
-            row = None if column.formula else _comparison(grouped[a], grouped[b], column.evaluator + suffix,
-                                                          table.plans)
+            row = None
+            if column.counted:
+                row = _comparison(grouped[a], grouped[b], column.evaluator + suffix, table.plans)
+            elif column.over and not column.value:
+                row = _of_means(grouped[a], grouped[b], [name + suffix for name in column.over], table.plans)
             if row:
                 rows.append((f"{labels[*a, suffix]} − {labels[*b, suffix]}", column.title, *row))
     return Grid("Differences, image by image", ("difference", "evaluator", "n", "seeds", "points", "images gained",
@@ -205,12 +229,25 @@ def _comparison(first: Sequence[RunRecord], second: Sequence[RunRecord], evaluat
             ", ".join(str(one.only_b) for one in tables), ", ".join(f"{mcnemar(one):.2g}" for one in tables))
 
 
+def _of_means(first: Sequence[RunRecord], second: Sequence[RunRecord], evaluators: Sequence[str],
+              plans: Sequence[str]) -> tuple[str, ...] | None:
+    """A mean over evaluators: no image is gained or lost as a whole."""
+    found = difference(first, second, evaluators, plans)
+    return found and (str(found[0]), ", ".join(map(str, found[1])), found[2], DASH, DASH, DASH)
+
+
 def _listed(table: Table, reported: list[Reported], dataset: str) -> Grid:
     """Every reported number of the rows' methods, one line per source and checkpoint."""
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for row in table.rows:
         for one in published.of_row(reported, table, dataset, row):
-            lines.setdefault(one.line, {})[one.metric] = one.value
+            line = lines.setdefault(one.line, {})
+            if not table.reported_points:
+                line[one.metric] = one.value
+                continue
+            what = one.norm if one.metric == "accuracy" else ", ".join(filter(None, (one.norm, one.metric)))
+            text = f"{one.eps}: {one.value}" if one.eps else one.value
+            line[what] = f"{line[what]}; {text}" if what in line else text
     metrics = list(dict.fromkeys(metric for line in lines.values() for metric in line))
     rows = tuple((f"{line[4]}{', ' + line[5] if line[5] else ''}", line[3],
                   *(found.get(metric, DASH) for metric in metrics),

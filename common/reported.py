@@ -10,6 +10,7 @@ from common.runs import Column, Row, Table
 
 CLASSES = {"A": "the authors' own, or RobustBench", "B": "transcribed", "C": "quoted by another paper",
            "D": "read off a figure", "E": "independent re-run"}
+SAME_POINT = 2e-5                              # largest difference of eps within one point of a curve: five decimals
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,29 @@ def read(path: Path) -> list[Reported]:
 
 
 def of_row(reported: list[Reported], table: Table, dataset: str, row: Row) -> list[Reported]:
-    """What is reported for a row's method and variant ("*" stands for any) on our network, data set and eps."""
+    """What is reported for a row's method and variant ("*" stands for any) on our network, data set and eps (any eps,
+    where points of curves are reported)."""
     name, models = table.reported_datasets.get(dataset, dataset), table.reported_models.get(dataset, ())
     eps = table.reported_sizes.get(dataset, table.reported_eps)
     return [one for one in reported
-            if one.dataset == name and one.model in models and one.eps in ("", eps)
+            if one.dataset == name and one.model in models
+            and (table.reported_points or one.eps in ("", eps))
             and any(one.method == method and variant in ("*", one.variant) for method, variant in row.reported)]
 
 
 def best(candidates: list[Reported], column: Column, table: Table) -> Reported | None:
     """The number to stand beside ours: the paper's own before others', weights chosen as ours are before others, then
     by class and order in the file; a metric named earlier in `column.reported` goes before a later one."""
-    ranked = [one for one in candidates if one.metric in column.reported]
+    ranked = [one for one in candidates if one.metric in column.reported
+              and (not column.points or any(at(one, point) for point in column.points))]
     return min(ranked, key=lambda one: (column.reported.index(one.metric), one.paper != table.reported_paper,
                                         not one.checkpoint.startswith(table.reported_weights), one.source_class),
                default=None)
+
+
+def at(one: Reported, point: tuple[str, float | None]) -> bool:
+    """Whether a reported number is of this point: its norm, and its eps (None: it has none)."""
+    norm, eps = point
+    if one.norm != norm or bool(one.eps) != (eps is not None):
+        return False
+    return eps is None or abs(float(one.eps) - eps) <= SAME_POINT

@@ -53,6 +53,7 @@ class Judgement:
     argv: tuple[str, ...] = ()                 # more flags that decide numbers, such as a number of images
     place: tuple[str, ...] = ()                # flags that say where things are or on what they run: not hashed
     checkpoint: str = "last"                   # key of train.json's `weights`
+    reads: tuple[tuple[str, str], ...] = ()    # (run, checkpoint) besides its own: runs of the same `Run.needs`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,9 @@ class Column:
     """One evaluator.  reported: names of the metric in the list of reported numbers, best first.
 
     formula: one of `common.stats.FORMULAS`, of the accuracies of `evaluator` and `beside` on the images of both.
+    over: evaluators whose accuracies are averaged, as of one attack's strengths; `evaluator` then is the mean's name.
+    value: what is shown in the place of the accuracy: a number of the result's `values`, at "key.key", times `factor`.
+    points: (norm, eps) of the points of reported curves that may stand beside ours; see `Table.reported_points`.
     """
 
     evaluator: str                             # name of a result in eval-PLAN.json
@@ -138,6 +142,15 @@ class Column:
     reported: tuple[str, ...] = ()
     formula: str = ""
     beside: str = ""
+    over: tuple[str, ...] = ()
+    value: str = ""
+    factor: float = 1.0
+    points: tuple[tuple[str, float | None], ...] = ()
+
+    @property
+    def counted(self) -> bool:
+        """Whether it shows the accuracy of one evaluator."""
+        return not (self.formula or self.over or self.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +165,10 @@ class Table:
     compare: pairs of variants (a, b) that the second table compares image by image, as a minus b, for each method;
     compare_methods: likewise pairs of methods, for each variant.
     reported_weights: how the `checkpoint` of a reported number begins that was chosen as ours are: it goes first.
+    reported_points: what is reported are points of curves over eps (`Column.points`), so that rows hold any eps.
+    special_columns: data set -> its columns, where they are not `columns`.
+    compare_rows: further pairs of (method, variant) that the second table compares.
+    sources: seeds of runs that only others read, such as the source of transferred attacks: no row counts them.
     """
 
     title: str
@@ -160,6 +177,7 @@ class Table:
     per_seed: tuple[str, ...] = ()
     compare: tuple[tuple[str, str], ...] = ()
     compare_methods: tuple[tuple[str, str], ...] = ()
+    compare_rows: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = ()
     plans: tuple[str, ...] = ()                # only results of these plans; all if empty
     reported_file: str = ""
     reported_paper: str = ""                   # its rows go before other papers'
@@ -168,6 +186,9 @@ class Table:
     reported_eps: str = "8/255"
     reported_sizes: Mapping[str, str] = field(default_factory=dict)
     reported_weights: tuple[str, ...] = ("last", "final")
+    reported_points: bool = False
+    special_columns: Mapping[str, tuple[Column, ...]] = field(default_factory=dict)
+    sources: tuple[int, ...] = ()
     budget_notes: Mapping[str, str] = field(default_factory=dict)   # "BUDGET[ DATASET]" -> a line under the title
 
     def labels(self) -> dict[tuple[str, str], str]:
@@ -180,6 +201,7 @@ class Table:
         variants = dict.fromkeys(row.variant for row in self.rows)
         found = [((method, a), (method, b)) for method in methods for a, b in self.compare]
         found += [((a, variant), (b, variant)) for variant in variants for a, b in self.compare_methods]
+        found += self.compare_rows
         return [(a, b) for a, b in found if {a, b} <= self.labels().keys()]
 
 

@@ -16,6 +16,9 @@ from common.errors import UserError
 PARTS = ("wa_model", "ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema", "model_state_dict",
          "state_dict", "model", "net", "network", "weights", "unaveraged_model")
 
+# A run's id, as the brain-inspired regulariser's files have it: they hold {id: {..., "best_state": ...}}.
+RUN_ID = re.compile(r"[0-9A-F]{8}")
+
 # What wrappers put before every name: DataParallel, classes that hold a network, Sequential(net), Sequential(f, net).
 PREFIXES = ("module.", "model.", "net.", "0.", "1.")
 COMPILED = "_orig_mod."                      # torch.compile, which may also wrap inner modules
@@ -208,8 +211,8 @@ def _rank(part: str) -> int:
 
 
 def _states(tree: Any, inside: str = "") -> dict[str, dict[str, torch.Tensor]]:
-    """All state dicts in a container by their dotted keys; nested ones only below the known keys, since an
-    optimiser's state is a dict of tensors too."""
+    """All state dicts in a container by their dotted keys; nested ones only below the known keys and run
+    ids, since an optimiser's state is a dict of tensors too."""
     states: dict[str, dict[str, torch.Tensor]] = {}
     if not isinstance(tree, Mapping):
         return states
@@ -218,6 +221,6 @@ def _states(tree: Any, inside: str = "") -> dict[str, dict[str, torch.Tensor]]:
             continue
         if is_state(value):
             states[inside + key] = dict(value)
-        elif key in PARTS:
+        elif key in PARTS or RUN_ID.fullmatch(key):
             states |= _states(value, f"{inside}{key}.")
     return states

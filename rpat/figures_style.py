@@ -1,8 +1,8 @@
 """How RPAT's figures name and colour the methods.  No torch."""
 
-from collections.abc import Iterable, Sequence
-
 from common import plots
+from common.plots import seeds_of as seeds_of
+from common.plots import whole_numbers as whole_numbers
 from common.records import RunRecord
 from rpat.runs import TABLE
 
@@ -33,15 +33,3 @@ def line(key: Key) -> dict[str, object]:
     colour, ours = CUTMIX if key[1] == "cutmix" else COLOURS[key[0]], with_rpat(key)
     return {"color": colour, "marker": MARKERS[key[0]], "linestyle": "-" if ours else "--",
             "markerfacecolor": colour if ours else "white", "label": LABELS[key]}
-
-
-def whole_numbers(values: Iterable[int]) -> str:
-    """'200' or '200 to 1,000'."""
-    found = sorted(set(values))
-    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
-
-
-def seeds_of(groups: Iterable[Sequence[RunRecord]]) -> str:
-    """'seed 1', 'seeds 1, 2'; a method that has fewer is not told apart."""
-    seeds = sorted({run.run["seed"] for runs in groups for run in runs})
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"

@@ -1,10 +1,11 @@
 """Our way against the originals' way, measured in one process, round by round: make bench, or python -m scripts.bench
 
 Rows: the PGD-10 training step with the attack in eval mode and in train mode (quirk attack-train-bn), the attack alone,
-the input pipeline alone; DyART's projection and training step, whose original's way dyart/bench.py states.  PGD-AT's
-original's way: float32, contiguous NCHW, eager, parameters left trainable during the attack, torch.optim.SGD, a
-DataLoader with one worker and PIL transforms.  Whether the released code takes the gradient by loss.backward() is not
-known; it is taken by torch.autograd.grad, which is the cheaper for them.
+the input pipeline alone; DyART's projection and training step, whose original's way dyart/bench.py states; the choice
+of pairs and the boundary attack of the brain-inspired regulariser, as brainreg/bench.py states.  PGD-AT's original's
+way: float32, contiguous NCHW, eager, parameters left trainable during the attack, torch.optim.SGD, a DataLoader with
+one worker and PIL transforms.  Whether the released code takes the gradient by loss.backward() is not known; it is
+taken by torch.autograd.grad, which is the cheaper for them.
 
 Images are random bytes (speed does not depend on what they show).  A round times a block of each way, one after the
 other; the ratio is that of the median images per second.  Useful operations: 2 per multiply-add of convolutions and
@@ -31,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from adarat.method import AdversarialTraining
+from brainreg import bench as brainreg_bench
 from common import fit, models
 from common.attacks import PGD
 from common.benchmark import Timings, cells, forward_operations, repeat, rounds, sentence, summary
@@ -171,16 +173,18 @@ class Ours:
             epoch += 1
 
 
-def measure(settings: Settings, dyart: dyart_bench.Settings, engine: Engine, only: str | None = None,
-            say: Callable[[str], None] = print) -> dict[str, Any]:
+def measure(settings: Settings, dyart: dyart_bench.Settings, brainreg: brainreg_bench.Settings, engine: Engine,
+            only: str | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:
     """All rows, or only those of a paper, with every timing.  `say` gets a line as each row is done."""
     started, rows = time.perf_counter(), []
     torch.manual_seed(0)
     network = models.build(settings.model, classes=10, width=settings.width)
-    if only != "dyart":
+    if only in (None, "adarat"):
         rows += measure_adarat(settings, network, engine, say)
-    if only != "adarat":
+    if only in (None, "dyart"):
         rows += dyart_bench.measure(dyart, copy.deepcopy(network), engine, say)
+    if only in (None, "brainreg"):
+        rows += brainreg_bench.measure(brainreg, engine, say)
     return {"rows": rows, "forward_operations_per_image": forward_operations(network),
             "seconds": time.perf_counter() - started}
 
@@ -272,6 +276,8 @@ def table(record: dict[str, Any]) -> Grid:
     notes.append("memory: peak on the device beyond what lay there before the block (CUDA only); images: random bytes")
     if "dyart-step" in names:
         notes += dyart_bench.notes(record["dyart_settings"], record["rows"])
+    if "brainreg-pairs" in names:
+        notes += brainreg_bench.notes(record["brainreg_settings"], record["rows"])
     if load is not None and load > 0.3:
         notes.append(f"other work ran here (load average {load:.1f} before the start): the figures are disturbed")
     return Grid(f"Speed of {settings['model']} on {where['device']}", header, tuple(rows), tuple(notes))
@@ -283,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     parse.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parse.add_argument("--batch", type=count, help="images per step; by default 128, on a CPU 32, quick 16")
     parse.add_argument("--rounds", type=count, help="without a time limit; by default 5, quick 2, in about 7 minutes")
-    parse.add_argument("--only", choices=("adarat", "dyart"), help="the rows of one paper only")
+    parse.add_argument("--only", choices=("adarat", "dyart", "brainreg"), help="the rows of one paper only")
     parse.add_argument("--model", default="resnet18", help="see common/models")
     parse.add_argument("--width", type=count, help="channels of its first stage")
     parse.add_argument("--out", type=Path, default=Path("results/bench"), help="folder of the records")
@@ -298,11 +304,14 @@ def main(argv: list[str] | None = None) -> int:
     dyart = dyart_bench.Settings(
         batch=settings.batch, rounds=settings.rounds, limit=None if args.rounds else 15 if quick else 180,
         iterations=6 if quick else 20, learn=8 if quick else 15, projections=2 if on_cpu else 20)
+    brainreg = brainreg_bench.Settings(batch=args.batch or 64, rounds=settings.rounds,
+                                       limit=None if args.rounds else 15 if quick else 60)
     record = {"schema": 1, "settings": asdict(settings), "dyart_settings": asdict(dyart),
+              "brainreg_settings": asdict(brainreg),
               "command": relative_command(argv and ["bench", *argv], module="scripts.bench"),
               "environment": {**environment(says["device_name"], engine.precision, says["torch_threads"]),
                               "engine": says, "load_average": load},
-              **measure(settings, dyart, engine, args.only, lambda line: print(line, flush=True))}
+              **measure(settings, dyart, brainreg, engine, args.only, lambda line: print(line, flush=True))}
     stem, text = str(args.out / record_name(record, args)), markdown([table(record)])
     write_json(Path(stem + ".json"), record)
     write_text(Path(stem + ".md"), text)

@@ -1,7 +1,11 @@
 """Evaluate a finished run, by a plan of its paper.
 
 python -m scripts.evaluate results/adarat/cifar10/RUN --plan PLAN
-The plan's names are the paper's (adarat: paper-adarat, paper-adarat-N, paper-adarat-N-M).  Needs the run's weights.
+The plan's names are the paper's (adarat: paper-adarat, paper-adarat-N, paper-adarat-N-M).  Needs the run's weights, and
+of a plan with transferred attacks those of the run that they are taken from.
+python -m scripts.evaluate results/rpat/cifar10/RUN --plan cifar-10-c-N --corruptions CIFAR-10-C
+measures a run of any paper on the first N images of the files of CIFAR-10-C or CIFAR-100-C; a network of one channel by
+the plan cifar-10-c-grey[-N], on their images in grey.
 """
 
 import importlib
@@ -9,6 +13,7 @@ from pathlib import Path
 
 from common.environment import ROOT
 from common.errors import UserError, exit_cleanly
+from common.evaluation.corruptions import file_plan_named, open_files
 from common.flags import Parser, count
 from common.records import read_record
 
@@ -23,6 +28,8 @@ def parser() -> Parser:
     parse.add_argument("--checkpoint", default="last", help="last, best, average, ...")
     parse.add_argument("--data", default=None, help=f"as in training (default: {ALIKE})")
     parse.add_argument("--data_dir", "--data-dir", default=None, help="where data sets lie")
+    parse.add_argument("--corruptions", type=Path, default=None, help="the folder CIFAR-10-C or CIFAR-100-C, for the "
+                       "plans that are called after it")
     parse.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parse.add_argument("--batch_size", type=count, default=None, help="images per pass; changes no verdict")
     parse.add_argument("--weights", type=Path, default=ROOT / "weights", help="folder of the weights")
@@ -34,21 +41,30 @@ def main() -> None:
     """Run the command."""
     args = parser().parse_args()
     run = read_record(args.folder / "run.json", "run")
-    plan = importlib.import_module(f"{run['paper']}.runs").plan_of_run(args.plan, run)
+    grey = run["config"]["model"].get("channels") == 1
+    files = None
+    if args.corruptions is not None:
+        files = open_files(args.corruptions, grey=grey)
+        plan = file_plan_named(args.plan, files)
+    else:
+        plan = importlib.import_module(f"{run['paper']}.runs").plan_of_run(args.plan, run)
 
     # torch comes only once the words are known to be right
+    from common.data.grey import in_grey
     from common.engine import Engine
     from common.experiment import judge, load_data, print_results
     # Folders such as cifar10-l2 are not data sets: a run of theirs says which one's protocol it follows.
     usual = run["config"].get("data", {}).get("protocol", run["dataset"])
-    data = load_data(args.data or usual, args.data_dir)
+    data = load_data((args.data or usual).replace("{}", usual), args.data_dir)
+    if grey:
+        data = in_grey(data)
     found = data.describe()
     if found["test_fingerprint"] != run["data"]["test_fingerprint"]:
         raise UserError(f"{found['source']} is not {ALIKE} ({run['data']['source']}): its test images have another "
                         "fingerprint; name the right one with --data")
     path = judge(folder=args.folder, weights=args.weights / run["paper"] / run["dataset"] / run["run"], plan=plan,
                  test=data.test, data=found, engine=Engine.choose(args.device, "fp32"), checkpoint=args.checkpoint,
-                 seed=run["seed"], spec=args.spec, batch_size=args.batch_size)
+                 seed=run["seed"], spec=args.spec, batch_size=args.batch_size, corrupted=files)
     print_results(path)
 
 

@@ -90,6 +90,8 @@ def plan_steps(runs: list[Run], folders: Folders, root: Path = Path(".")) -> lis
     for run in reversed(runs):                                # from the last to the first: needs stand above
         waiting = [(plan.plan, plan.checkpoint) for plan in run.plans if why_eval[run.name, plan.plan]]
         waiting += [(other.name, "last") for other in runs if run.name in other.needs and why_train[other.name]]
+        waiting += [(f"{other.name}, {plan.plan}", checkpoint) for other in runs for plan in other.plans
+                    for name, checkpoint in plan.reads if name == run.name and why_eval[other.name, plan.plan]]
         here = root / folders.weights(run.name)
         for waits, checkpoint in waiting:
             if not why_train[run.name] and not _has_weights(records[run.name], checkpoint, here):

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from common.data.grey import grey_images
 from common.errors import UserError
 from common.files import sha256_of
 
@@ -18,13 +20,15 @@ SEVERITIES = 5
 class CorruptionFiles:
     """A folder with NAME.npy for each of `names`, uint8 (5n,H,W,3), severity 1 first, and labels.npy (5n,), integers.
 
-    name: what the set is called in records.  The images are memory-mapped.  Opening it checks every file's header and
-    the labels: a missing file, another dtype or length is a UserError.
+    name: what the set is called in records; grey: its images are handed out in grey (Pillow's L), for networks of one
+    channel.  The images are memory-mapped.  Opening it checks every file's header and the labels: a missing file,
+    another dtype or length is a UserError.
     """
 
     folder: Path
     name: str
     names: tuple[str, ...]
+    grey: bool = False
     _maps: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -67,7 +71,8 @@ class CorruptionFiles:
         """uint8 (B,C,H,W): the test images at the positions `where`, corrupted."""
         images, count = self._open(name), len(self.labels)
         of_severity = images[(severity - 1) * count:severity * count]
-        return np.ascontiguousarray(of_severity[where].transpose(0, 3, 1, 2))
+        channels_first = np.ascontiguousarray(of_severity[where].transpose(0, 3, 1, 2))
+        return grey_images(torch.from_numpy(channels_first)).numpy() if self.grey else channels_first
 
     def sha256(self, name: str) -> str:
         """Hex digest of a file, read once."""
@@ -79,7 +84,7 @@ class CorruptionFiles:
         """UserError unless these are the labels (N,) and the shape (C,H,W) of the files' test images, in order."""
         sizes = {name: self._open(name).shape[1:] for name in self.names}
         for name, (height, width, channels) in sizes.items():
-            if (channels, height, width) != tuple(shape):
+            if (1 if self.grey else channels, height, width) != tuple(shape):
                 raise UserError(f"{self.folder}/{name}.npy has images of {height}x{width}x{channels}, the test images "
                                 f"are {shape[1]}x{shape[2]}x{shape[0]}: they are of another data set")
         if not np.array_equal(self.labels, labels):

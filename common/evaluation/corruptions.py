@@ -6,6 +6,7 @@ are those of the same images as all others'.  Accuracy only: AlexNet's error, th
 not divided by (RPAT does not either).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
 
 OWN = "own corruptions"
 SETS = ("CIFAR-10-C", "CIFAR-100-C")
+GREY = "-grey"                               # behind the name of a set whose images are turned grey
 SEVERITIES = (1, 2, 3, 4, 5)
-# Corruption -> the band of spatial frequencies in which it changes images: the mean frequency of the power spectrum of
+# Corruption -> the band of spatial frequencies in which it changes images.  Li et al. (2023, PLoS Computational Biology
+# 19(3), e1010932) hold that networks regularised to be brain-like rely on low frequencies, and Yin et al. (2019, "A
+# Fourier perspective on model robustness") tell corruptions apart by the spectrum of (corrupted - clean).  So do we,
+# and the bands are our measurement, not a list of theirs: the mean frequency of the power spectrum of
 # (corrupted - clean), in cycles per pixel, 200 CIFAR-10 test images, all severities of our own corruptions: low up to
 # 0.10, medium 0.15 to 0.33, high from 0.36 on; nothing lies between.  The last four, which are not among our own, are
 # judged by what they do: a smooth overlay, blurred flakes and drops, pixels that swap places.
@@ -35,14 +40,17 @@ BANDS = {
 CIFAR_C = tuple(sorted(BANDS))
 
 
-def open_files(folder: Path) -> "CorruptionFiles":
-    """The 19 files of a folder called CIFAR-10-C or CIFAR-100-C, checked; UserError for what is missing or damaged."""
+def open_files(folder: Path, *, grey: bool = False) -> "CorruptionFiles":
+    """The 19 files of a folder called CIFAR-10-C or CIFAR-100-C, checked; UserError for what is missing or damaged.
+
+    grey: for networks of one channel; the set then is called CIFAR-10-C-grey.
+    """
     from common.data.corruption_files import CorruptionFiles
     name = Path(folder).resolve().name
     if name not in SETS:
         raise UserError(f"{folder}: a folder of corrupted images is called {' or '.join(SETS)}: the name says which "
                         "test images they are of")
-    return CorruptionFiles(Path(folder), name, CIFAR_C)
+    return CorruptionFiles(Path(folder), name + GREY * grey, CIFAR_C, grey)
 
 
 def file_plan(files: "CorruptionFiles", *, n: int | None = None, chunk: int = 500) -> Plan:
@@ -52,6 +60,16 @@ def file_plan(files: "CorruptionFiles", *, n: int | None = None, chunk: int = 50
                                       "sha256": files.sha256(corruption)})
                   for corruption in files.names for severity in SEVERITIES]
     return Plan(files.name.lower() + part(n), tuple(evaluators), chunk)
+
+
+def file_plan_named(plan: str, files: "CorruptionFiles") -> Plan:
+    """The plan cifar-10-c or cifar-10-c-N (the first N images), as the files are called; UserError for another name."""
+    stem = files.name.lower()
+    match = re.fullmatch(rf"{stem}(?:-(\d+))?", plan)
+    if match is None:
+        raise UserError(f"--plan {plan}: of the files in {files.folder} this run is judged by the plan {stem}, or "
+                        f"{stem}-N on the first N images")
+    return file_plan(files, n=int(match[1]) if match[1] else None)
 
 
 def own_plan(channels: int, *, n: int | None = None, chunk: int = 500) -> Plan:
@@ -140,12 +158,24 @@ def mean_error(results: Iterable[Mapping[str, Any]]) -> tuple[str, float]:
     return f"mean error, {name} ({len(found)})", float(np.mean(list(found.values())))
 
 
+def by_severity(results: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
+    """Severity -> (images classified correctly, images), summed over the corruptions."""
+    return added(rates(results).values())
+
+
+def added(each: Iterable[Mapping[int, tuple[int, int]]]) -> dict[int, tuple[int, int]]:
+    """Severity -> both counts, summed."""
+    found: dict[int, tuple[int, int]] = {}
+    for severities in each:
+        for severity, (correct, images) in severities.items():
+            before = found.get(severity, (0, 0))
+            found[severity] = (before[0] + correct, before[1] + images)
+    return found
+
+
 def by_band(results: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, tuple[int, int]]]:
     """Band (low, medium, high) -> severity -> (images classified correctly, images), summed over its corruptions."""
-    found: dict[str, dict[int, tuple[int, int]]] = {}
+    bands: dict[str, list[Mapping[int, tuple[int, int]]]] = {}
     for corruption, severities in rates(results).items():
-        band = found.setdefault(BANDS[corruption], {})
-        for severity, (correct, images) in severities.items():
-            before = band.get(severity, (0, 0))
-            band[severity] = (before[0] + correct, before[1] + images)
-    return found
+        bands.setdefault(BANDS[corruption], []).append(severities)
+    return {band: added(each) for band, each in bands.items()}

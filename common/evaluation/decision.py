@@ -3,6 +3,8 @@ attack (Brendel et al. 2018) and HopSkipJump (Chen et al. 2020), all untargeted.
 
 foolbox searches, this file judges: an image counts as found if the judged network says another class than the target
 at the end of the search, which is kept in [0,1] but in no ball.  Its distance is measured on the images themselves.
+The boundary attack is kept in [low, high] instead, where its settings say so, and has a second distance: the mean over
+all values of ((z - v)/(high - low))^2, z the end of the search; with `first_channel` over those of the first channel.
 
 The images of a chunk are searched together.  They share random numbers, and C&W stops early by their summed loss, so
 that the chunk is part of the measurement; HopSkipJump holds about 100*sqrt(iterations) noisy copies of each image.
@@ -55,14 +57,29 @@ class Search:
         if len(there):
             with seeded(seed):
                 ended, ok = self.search(x[there], target[there], seed)
-            ends[there] = torch.where(ok.view(-1, 1, 1, 1), in_box(x[there], ended), x[there])
+            ends[there] = torch.where(ok.view(-1, 1, 1, 1), in_box(x[there], ended, self.bounds), x[there])
             found[there] = self.predict(ends[there]) != target[there]
         threat = ball(self.evaluator.norm, self.evaluator.eps)
-        distance = threat.size((ends - x).double().cpu()).float().to(x.device)
-        distance = torch.where(found, distance, torch.nan)
+        displacement = (ends - x).double().cpu()
+        distance = torch.where(found, threat.size(displacement).float().to(x.device), torch.nan)
         unbounded = right & ((self.predict(ends) == y) | ~found)
-        return Measured(right & (self.predict(within(threat, x, ends, distance)) == y),
-                        {"distance": distance, "correct_unbounded": unbounded.float()})
+        arrays = {"distance": distance, "correct_unbounded": unbounded.float()}
+        if self.evaluator.kind == "boundary":
+            square = self.mean_square(displacement).float().to(x.device)
+            arrays["mean_square"] = torch.where(found, square, torch.nan)
+        return Measured(right & (self.predict(within(threat, x, ends, distance)) == y), arrays)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest value that a search may reach."""
+        settings = dict(self.evaluator.settings)
+        return settings.get("low", 0.0), settings.get("high", 1.0)
+
+    def mean_square(self, displacement: Tensor) -> Tensor:
+        """(B,) of displacements (B,C,H,W), in units of the range of values."""
+        counted = displacement[:, :1] if self.evaluator.setting("first_channel") else displacement
+        low, high = self.bounds
+        return (counted / (high - low)).square().flatten(1).mean(1)
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
@@ -72,14 +89,17 @@ class Search:
     def search(self, x: Tensor, target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Where the search from x (B,C,H,W) ended, and (B,) bool: it found something."""
         package = foolbox()
-        model = package.PyTorchModel(self.network, bounds=(0, 1), device=self.device)
+        low, high = self.bounds
+        # What a record says of them is rounded, and foolbox refuses images that are beyond them by a rounding.
+        bounds = min(low, x.min().item()), max(high, x.max().item())
+        model = package.PyTorchModel(self.network, bounds=bounds, device=self.device)
         setting = self.evaluator.setting
         if self.evaluator.kind == "cw-l2":
             ends = carlini_wagner(package, setting).run(model, x, package.Misclassification(target))
             return ends, ends.flatten(1).any(1)             # nothing found is an image of zeros
         generator = torch.Generator().manual_seed(fold(seed, "start"))
         starts, found = starting_points(self.predict, x, target, generator, directions=setting("directions"),
-                                        blends=setting("blends"))
+                                        blends=setting("blends"), bounds=self.bounds)
         # foolbox refuses a whole batch for one start that rounds differently in it: such a start is dropped.
         with torch.no_grad():
             found[found.clone()] = predictions(self.network(starts[found])) != target[found]
@@ -91,10 +111,10 @@ class Search:
         return ends, found
 
 
-def in_box(x: Tensor, ends: Tensor) -> Tensor:
-    """What a search returned, clipped to [0,1]; an image with a NaN or an infinity becomes its clean one."""
+def in_box(x: Tensor, ends: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """What a search returned, clipped to the bounds; an image with a NaN or an infinity becomes its clean one."""
     ends = ends.detach().to(x).reshape(x.shape)
-    return torch.where(ends.flatten(1).isfinite().all(1).view(-1, 1, 1, 1), ends.clamp(0, 1), x)
+    return torch.where(ends.flatten(1).isfinite().all(1).view(-1, 1, 1, 1), ends.clamp(*bounds), x)
 
 
 def within(threat: Ball, x: Tensor, ends: Tensor, distance: Tensor) -> Tensor:
@@ -105,26 +125,32 @@ def within(threat: Ball, x: Tensor, ends: Tensor, distance: Tensor) -> Tensor:
 
 
 def starting_points(predict: Any, x: Tensor, target: Tensor, generator: torch.Generator, *, directions: int,
-                    blends: int) -> tuple[Tensor, Tensor]:
+                    blends: int, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[Tensor, Tensor]:
     """Images (B,C,H,W) that are not predicted as the target, and (B,) bool: there is one.
 
-    Up to `directions` images u of uniform noise are tried until one has another class; then the least e of 0,
-    1/blends, ..., 1 is taken at which (1-e)*x + e*u has (as foolbox's LinearSearchBlendedUniformNoiseAttack, but an
-    image without a start stops no other).  An image's noise does not depend on the other images' luck.
+    Up to `directions` images u of noise, uniform within the bounds, are tried until one has another class; then the
+    least e of 0, 1/blends, ..., 1 is taken at which (1-e)*x + e*u has (as foolbox's
+    LinearSearchBlendedUniformNoiseAttack, but an image without a start stops no other).  An image's noise does not
+    depend on the other images' luck.
     """
     noise, found = x.clone(), torch.zeros_like(target, dtype=torch.bool)
+    low, high = bounds
     for _ in range(directions):
-        drawn = torch.rand(x.shape, generator=generator).to(x.device)
+        drawn = low + (high - low) * torch.rand(x.shape, generator=generator).to(x.device)
         left = (~found).nonzero().squeeze(1)
         other = left[predict(drawn[left]) != target[left]]
         noise[other], found[other] = drawn[other], True
         if found.all():
             break
-    best = torch.ones(len(x), device=x.device)
-    for blend in range(blends, -1, -1):
+    # Upwards, and only with images that have not crossed yet: most do early.  At 1 all have that have a start.
+    best, left = torch.ones(len(x), device=x.device), found.nonzero().squeeze(1)
+    for blend in range(blends):
+        if not len(left):
+            break
         share = blend / blends
-        fooled = predict((1 - share) * x + share * noise) != target
-        best = torch.where(fooled, share, best)
+        fooled = predict((1 - share) * x[left] + share * noise[left]) != target[left]
+        best[left[fooled]] = share
+        left = left[~fooled]
     best = best.view(-1, 1, 1, 1)
     return (1 - best) * x + best * noise, found
 

@@ -7,7 +7,7 @@ parameters frozen.  An image is robust under an evaluator if it is classified co
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ from common.attacks.balls import ball
 from common.data.batches import augment
 from common.data.splits import Split, to_float
 from common.errors import UserError
-from common.evaluation import autoattack, corruptions
+from common.evaluation import autoattack, changing
 from common.evaluation.judging import Network, allowed, correct, judged, seeded, weights_sha256
-from common.evaluation.kinds import CORRUPTION_KINDS, NOISE_KINDS, unusual_size
+from common.evaluation.kinds import CHANGED_KINDS, STRENGTH_KINDS, TRANSFERRED, unusual_size
 from common.evaluation.ledger import Chunk, Ledger, ledger_path
 from common.evaluation.measuring import Measuring, values_of
 from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
@@ -93,7 +93,8 @@ def result_json(result: Result) -> dict[str, Any]:
 
 def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: torch.device | str, work: Path,
              batch_size: int | None = None, progress: bool = True,
-             corrupted: "CorruptionFiles | None" = None) -> list[Result]:
+             corrupted: "CorruptionFiles | None" = None, sources: Mapping[str, nn.Module] | None = None
+             ) -> list[Result]:
     """Run a plan's evaluators on the first images of `split`; one Result each, in the plan's order.
 
     model: (B,C,H,W) float32 in [0,1] -> logits (B,K); it is moved to `device` and otherwise left as it was.
@@ -101,14 +102,21 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
     passes of FGSM, PGD and CW.  After each chunk its flags are written to a file in the folder `work`; the same call
     goes on from there.  Call `forget` once the results are kept.
     corrupted: the files that a plan of kind corruption-file was made from.
+    sources: sha256 of weights -> the network whose gradients evaluators of kind transferred-fgsm with that setting
+    take; like the model they are moved to `device` and otherwise left as they were.
     """
     device = torch.device(device)
     batch_size = min(batch_size or plan.chunk, plan.chunk)
     counts = {evaluator.name: image_count(evaluator, split) for evaluator in plan.evaluators}
     model.to(device)
-    with judged(model, device) as network:
+    with ExitStack() as stack:
+        network = stack.enter_context(judged(model, device))
         classes = preflight(network, split, plan, device)
-        corruptions.check(plan, corrupted, split.labels.cpu().numpy(), tuple(split.images.shape[1:]))
+        changing.check(plan, split, corrupted, sources or {})
+        needed = {one.setting("source") for one in plan.evaluators if one.kind == TRANSFERRED}
+        helpers = {name: stack.enter_context(judged(sources[name].to(device), device)) for name in sorted(needed)}
+        for helper in helpers.values():
+            check_source(helper, split, classes, device)
         if progress:
             warn(plan)
         key = {"plan": plan_sha256(plan), "weights": weights_sha256(model), "images": split.fingerprint, "seed": seed,
@@ -118,8 +126,9 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
             tqdm.write(ledger.discarded, file=sys.stderr)
         for evaluator in plan.evaluators:
             runner = runner_for(evaluator, network, classes=classes, device=device, batch_size=batch_size)
+            change = changing.change_of(evaluator, split, corrupted, helpers, device, batch_size)
             run_chunks(network, runner, split, plan, evaluator, ledger, counts[evaluator.name], seed=seed,
-                       device=device, batch_size=batch_size, progress=progress, corrupted=corrupted)
+                       device=device, batch_size=batch_size, progress=progress, change=change)
     results = [collect(evaluator, ledger.chunks[evaluator.name]) for evaluator in plan.evaluators]
     for result in results:
         if progress and result.caution:
@@ -134,14 +143,14 @@ def forget(work: Path, plan: Plan) -> None:
 
 def warn(plan: Plan) -> None:
     """One line per radius of an attack that has the size of another norm's."""
-    radii = {(each.norm, each.eps): None for each in plan.evaluators if each.kind not in NOISE_KINDS}
+    radii = {(each.norm, each.eps): None for each in plan.evaluators if each.kind not in STRENGTH_KINDS}
     for line in filter(None, (unusual_size(*radius) for radius in radii)):
         tqdm.write(line, file=sys.stderr)
 
 
 def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan: Plan, evaluator: Evaluator,
                ledger: Ledger, count: int, *, seed: int, device: torch.device, batch_size: int, progress: bool,
-               corrupted: "CorruptionFiles | None" = None) -> None:
+               change: "changing.Change | None" = None) -> None:
     """Run one evaluator from the first chunk that the ledger lacks to its last one."""
     done = ledger.chunks[evaluator.name]
     first, standing = sum(len(chunk.flags) for chunk in done), sum(int(chunk.flags.sum()) for chunk in done)
@@ -150,12 +159,11 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
             begin, started = number * plan.chunk, time.monotonic()
             where = slice(begin, min(begin + plan.chunk, count))
             x, y = chunk_images(split, where, plan.test_crop, fold(seed, "crop", evaluator.name, number), device)
-            if evaluator.kind in CORRUPTION_KINDS:
-                images = corruptions.corrupted(evaluator, corrupted, split.images[where].cpu().numpy(), where)
-                x = to_float(torch.from_numpy(images).to(device))
+            chunk_seed, survivors, arrays = fold(seed, "evaluate", evaluator.name, number), {}, {}
+            if change is not None:
+                x = change(x, y, where, chunk_seed)
             if plan.half_inputs:
                 x = x.half().float()
-            chunk_seed, survivors, arrays = fold(seed, "evaluate", evaluator.name, number), {}, {}
             with seeded(chunk_seed):         # for a network that draws numbers itself
                 for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size, arrays):
                     survivors[stage] = int(flags.sum())
@@ -194,8 +202,8 @@ def collect(evaluator: Evaluator, chunks: list[Chunk]) -> Result:
     stages = list(chunks[0].survivors)
     totals = {stage: sum(chunk.survivors[stage] for chunk in chunks) for stage in stages}
     kept = stages if len(stages) > 2 else stages[:1]       # of an attack in one stage only the clean count is news
-    if evaluator.kind in CORRUPTION_KINDS:
-        kept = []                                          # what was counted first are corrupted images, not clean ones
+    if evaluator.kind in CHANGED_KINDS:
+        kept = []                                          # what was counted first are changed images, not clean ones
     arrays = {name: np.concatenate([chunk.arrays[name] for chunk in chunks]) for name in chunks[0].arrays}
     return Result(evaluator, np.concatenate([chunk.flags for chunk in chunks]),
                   {stage: totals[stage] for stage in kept}, sum(chunk.seconds for chunk in chunks), arrays,
@@ -223,6 +231,20 @@ def image_count(evaluator: Evaluator, split: Split) -> int:
         raise UserError(f"evaluator {evaluator.name!r} wants {evaluator.n} images, the test set has {len(split)}: "
                         "lower its n, or leave it out to use them all")
     return len(split) if evaluator.n is None else evaluator.n
+
+
+def check_source(source: nn.Module, split: Split, classes: int, device: torch.device) -> None:
+    """UserError if the network whose gradients are taken is not one of this task."""
+    x, _ = chunk_images(split, slice(0, 1), False, 0, device)
+    try:
+        with torch.no_grad():
+            others = source(x).shape[1]
+    except RuntimeError as error:
+        raise UserError(f"the network whose gradients are to be taken cannot take images of shape "
+                        f"{tuple(x.shape[1:])}: {error}") from error
+    if others != classes:
+        raise UserError(f"the network whose gradients are to be taken has {others} classes, the judged one {classes}: "
+                        "take one of the same task")
 
 
 @contextmanager

@@ -35,14 +35,21 @@ class Measuring(Protocol):
 def search_values(evaluator: Evaluator, arrays: Mapping[str, np.ndarray], clean: int) -> dict[str, Any]:
     """Of a search for the nearest adversarial image: how many were attacked, found and not; how many images are
     classified correctly clean and (unbounded: wherever the search ended) afterwards; quantiles of the distances of
-    those found, in the evaluator's norm and units of [0,1] images (null if none was).
+    those found, in the evaluator's norm and units of [0,1] images (null if none was), and of the boundary attack's
+    other distance, `mean_square` (common.evaluation.decision).
     """
     distance = arrays["distance"]
-    found = distance[~np.isnan(distance)].astype(np.float64)
+    found = int((~np.isnan(distance)).sum())
     attacked = clean if evaluator.setting("against") == "label" else len(distance)
-    quantiles = {name: float(np.quantile(found, share)) for name, share in QUANTILES.items()} if len(found) else None
-    return {"attacked": attacked, "found": len(found), "failed": attacked - len(found), "correct_clean": clean,
-            "correct_unbounded": int(arrays["correct_unbounded"].sum()), "distance": quantiles}
+    distances = {name: quantiles(arrays[name]) for name in ("distance", "mean_square") if name in arrays}
+    return {"attacked": attacked, "found": found, "failed": attacked - found, "correct_clean": clean,
+            "correct_unbounded": int(arrays["correct_unbounded"].sum()), **distances}
+
+
+def quantiles(numbers: np.ndarray) -> dict[str, float] | None:
+    """QUANTILES of the numbers (n,) without those that are NaN; None if all are."""
+    found = numbers[~np.isnan(numbers)].astype(np.float64)
+    return {name: float(np.quantile(found, share)) for name, share in QUANTILES.items()} if len(found) else None
 
 
 PAIRS = ("clean-adversarial", "clean-middle", "middle-adversarial")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from common.errors import UserError
-from common.evaluation.kinds import ITERATED, MORE, Kind, check_more
+from common.evaluation.kinds import ITERATED, MORE, Kind, check_more, check_range
 from common.files import sha256_of_json
 
 LOSSES = ("cross-entropy", "dlr", "margin")
@@ -88,6 +88,7 @@ class Evaluator:
                 raise UserError(f"{where}: {name} must be a whole number of at least {least}, not {value!r}")
         for name, value in self.settings:
             check_setting(name, value, where)
+        check_range(dict(self.settings), where)
         standard = self.kind == "autoattack" and dict(self.settings) == kind.settings
         if RESERVED.match(self.name) and not standard:
             raise UserError(f"{where}: only the standard version of the official attacks is called AutoAttack; "

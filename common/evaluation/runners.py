@@ -17,7 +17,7 @@ from common.attacks.losses import LOSSES
 from common.attacks.pgd import PGD, cw
 from common.evaluation import autoattack
 from common.evaluation.decision import Search
-from common.evaluation.kinds import CORRUPTION_KINDS, SEARCH_KINDS
+from common.evaluation.kinds import CHANGED_KINDS, SEARCH_KINDS
 from common.evaluation.measuring import Measuring
 from common.evaluation.noise import Noise, Weakened
 from common.evaluation.perception import Perception, noise_ends, pgd_ends
@@ -68,7 +68,7 @@ def runner_for(evaluator: Evaluator, network: nn.Module, *, classes: int, device
                batch_size: int) -> Runner | Measuring:
     """The runner of an evaluator on a network with `classes` classes."""
     kind = evaluator.kind
-    if kind == "clean" or kind in CORRUPTION_KINDS:         # what is corrupted is the images, by the harness
+    if kind == "clean" or kind in CHANGED_KINDS:         # what is changed are the images, by the harness
         return lambda x, y, seed: iter(())
     if kind in autoattack.OFFICIAL:
         return autoattack.Official(evaluator, network, classes, device)
