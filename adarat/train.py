@@ -26,9 +26,10 @@ from common.errors import UserError
 from common.evaluation import Plan
 from common.evaluation.harness import image_count, preflight
 from common.evaluation.judging import judged
-from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, dataset_name, judge, load_data, print_results
+from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, judge, load_data, print_results
 from common.files import sha256_of
 from common.fit import SGD, TrainRecord, fit
+from common.flags import dataset_name
 from common.schedules import steps
 from common.seeds import fold
 from common.types import Attack, Objective

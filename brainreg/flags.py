@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from brainreg.settings import ARCHITECTURES, COLOUR, QUIRKS, RANGES, SOURCES, TASKS, Settings, folder_name
-from common.errors import UserError, exit_cleanly
-from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, number, positive, share
+from common.commands import train_command
+from common.errors import UserError
+from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, dataset_name, number, positive, share
 
 SCRIPT = "brainreg/train.py"
 DEAD_ARCHITECTURES = ("ViT", "CVT7", "CCT7")              # the released parser names them; building them fails
@@ -195,7 +196,7 @@ def our_task(args: argparse.Namespace) -> str:
             return "cifar10"
         if "{}" in args.data:
             raise UserError(f"--data {args.data} has the data set's name left open: say which one with --task")
-        return known(stem(args.data), TASKS) or stem(args.data)
+        return known(dataset_name(args.data), TASKS) or dataset_name(args.data)
     if known(args.task, TASKS) is None:
         dead = args.task.lower() == "imagenet"
         why = "is named by the original, which has no data for it" if dead else "is no task of this paper"
@@ -211,12 +212,6 @@ def our_source(word: str, task: str) -> str:
     if found is None:
         raise UserError(f"--reg_data {word}: there are none (the task's own images), {', '.join(SOURCES)}")
     return found
-
-
-def stem(spec: str) -> str:
-    """cifar10, or the last part of the file or folder behind npz: and folder:."""
-    kind, colon, path = spec.partition("?")[0].partition(":")
-    return Path(path).name.removesuffix(".npz") if colon else kind
 
 
 def data_spec(args: argparse.Namespace, name: str) -> str:
@@ -235,18 +230,10 @@ def source_spec(args: argparse.Namespace, settings: Settings) -> str:
 
 def dataset_folder(args: argparse.Namespace, settings: Settings) -> str:
     """The folder of the records: --dataset_name, or the data set's own name, with -rgb behind in colour."""
-    return args.dataset_name or folder_name(stem(data_spec(args, settings.task)), settings.rgb)
+    return args.dataset_name or folder_name(dataset_name(data_spec(args, settings.task)), settings.rgb)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run train.py as a command."""
-    def run() -> None:
-        args = parse(argv)
-        settings = settings_of(args)
-        # torch is imported only once the flags are known to be right
-        from brainreg.training import train
-
-        train(settings, args)
-
-    exit_cleanly(run)
+    train_command(parse, settings_of, "brainreg.training", argv)
 

@@ -1,6 +1,7 @@
 """What the papers' commands share that take up a run, or evaluate a checkpoint.  torch is imported where it is used."""
 
 import argparse
+import importlib
 import shlex
 import sys
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.environment import ROOT, environment, portable, relative_command
-from common.errors import UserError
+from common.errors import UserError, exit_cleanly
 from common.evaluation.plans import Plan, plan_sha256
 from common.files import sha256_of, write_json
 from common.flags import Parser
@@ -29,6 +30,19 @@ def parse_typed(make: Callable[[], Parser], argv: Sequence[str] | None = None
     unset = object()
     given = make().parse_args(words, argparse.Namespace(**dict.fromkeys(vars(make().parse_args([])), unset)))
     return make().parse_args(words), {flag: value for flag, value in vars(given).items() if value is not unset}
+
+
+def train_command(parse: Callable[[Sequence[str] | None], argparse.Namespace],
+                  settings_of: Callable[[argparse.Namespace], Any], module: str,
+                  argv: Sequence[str] | None = None) -> None:
+    """What a train script does: flags -> settings -> `train(settings, args)` of the module of that name."""
+    def run() -> None:
+        args = parse(argv)
+        settings = settings_of(args)
+        # It imports torch, which is worth the seconds only once the flags are known to be right.
+        importlib.import_module(module).train(settings, args)
+
+    exit_cleanly(run)
 
 
 def note_unused(typed: Collection[str], used: Collection[str]) -> None:

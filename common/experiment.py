@@ -174,12 +174,6 @@ def load_data(spec: str, data_dir: str | None, *, n_train: int | None = None, he
     return replace(data, train=train, test=held, source=f"{data.source}; held-out training images as test")
 
 
-def dataset_name(spec: str) -> str:
-    """The folder's name for a data set: cifar10, or the stem of the file or folder behind npz: and folder:."""
-    kind, colon, path = spec.partition("?")[0].partition(":")
-    return Path(path).name.removesuffix(".npz") if colon else kind
-
-
 def build_network(description: Mapping[str, Any]) -> nn.Module:
     """The network that config["model"] describes: {"name", "classes", ...} for `common.models.build`, or
     {"builder": "package.module:function", ...} for a network that only one paper has.

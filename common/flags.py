@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import UserError
@@ -149,3 +150,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     ours.add_argument("--spec", default=None, help="hash that make compares to see whether the run is up to date")
     ours.add_argument("--results", default=None, help="folder of the records (default: results/ of the repository)")
     ours.add_argument("--weights", default=None, help="folder of the weights (default: weights/ of the repository)")
+
+
+def dataset_name(spec: str) -> str:
+    """The folder's name for a data set: cifar10, or the stem of the file or folder behind npz: and folder:."""
+    kind, colon, path = spec.partition("?")[0].partition(":")
+    return Path(path).name.removesuffix(".npz") if colon else kind

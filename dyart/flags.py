@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.commands import unfinished
-from common.errors import UserError, exit_cleanly
+from common.commands import train_command, unfinished
+from common.errors import UserError
 from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, number, positive, radius, share
 from dyart.settings import ATTACKS, DEAD, PROTOCOLS, QUIRKS, SCHEDULERS, Settings
 
@@ -194,14 +194,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run dyart/train.py as a command."""
-    def run() -> None:
-        args = parse(argv)
-        settings = settings_of(args)
-        # torch is imported only once the flags are known to be right
-        from dyart.training import train
-
-        train(settings, args)
-
-    exit_cleanly(run)
+    train_command(parse, settings_of, "dyart.training", argv)
 
 

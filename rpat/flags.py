@@ -3,12 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from common.commands import unfinished
-from common.errors import UserError, exit_cleanly
+from common.commands import train_command, unfinished
+from common.errors import UserError
 from common.evaluation.kinds import unusual_size
-from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, name, number, positive
+from common.flags import Parser, add_run_flags, boolean, choose_quirks, count, dataset_name, name, number, positive
 from rpat.settings import DATASETS, LARGEST, MODELS, MODES, NORMS, PART_ONE, Settings, folder_name, threat
 
 SCRIPT = "rpat/benchmarks/train.py"
@@ -165,20 +164,14 @@ def data_spec(args: argparse.Namespace) -> str:
     return f"{spec}?subset" if args.allow_subset and spec == "tiny-imagenet" else spec
 
 
-def stem(spec: str) -> str:
-    """cifar10, or the last part of the file or folder behind npz: and folder:."""
-    kind, colon, path = spec.partition("?")[0].partition(":")
-    return Path(path).name.removesuffix(".npz") if colon else kind
-
-
 def protocol(args: argparse.Namespace) -> str:
     """Our name of the data set: what --dataset says, else --data."""
-    return DATASETS.get(args.dataset, args.dataset) if args.dataset else stem(data_spec(args))
+    return DATASETS.get(args.dataset, args.dataset) if args.dataset else dataset_name(data_spec(args))
 
 
 def dataset_folder(args: argparse.Namespace, norm: str) -> str:
     """The folder of the records: --dataset_name, or the data set's own name and, but for L-inf, the norm."""
-    return args.dataset_name or folder_name(stem(data_spec(args)), norm)
+    return args.dataset_name or folder_name(dataset_name(data_spec(args)), norm)
 
 
 def resumed(argv: Sequence[str]) -> list[str]:
@@ -198,12 +191,4 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run train.py as a command."""
-    def run() -> None:
-        args = parse(argv)
-        settings = settings_of(args)
-        # torch is imported only once the flags are known to be right
-        from rpat.training import train
-
-        train(settings, args)
-
-    exit_cleanly(run)
+    train_command(parse, settings_of, "rpat.training", argv)

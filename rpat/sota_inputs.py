@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from common.data import DataSet, Split, hold_out
 from common.engine import Engine
 from common.errors import UserError
-from common.experiment import RESULTS, WEIGHTS, Experiment, dataset_name, load_data
+from common.experiment import RESULTS, WEIGHTS, Experiment, load_data
+from common.flags import dataset_name
 from rpat.settings import folder_name
 from rpat.sota_settings import DATA, NORMALISE, SotaSettings
 from rpat.validation import held_out_positions

@@ -15,9 +15,10 @@ from common.data.splits import Split
 from common.engine import Engine
 from common.errors import UserError
 from common.evaluation import Evaluator, Plan
-from common.experiment import Experiment, build_network, dataset_name, flat, judge, load_data, print_results
+from common.experiment import Experiment, build_network, flat, judge, load_data, print_results
 from common.files import read_json, sha256_of
 from common.fit import TrainRecord
+from common.flags import dataset_name
 
 CPU = Engine(torch.device("cpu"))
 DATA = {"name": "digits", "source": "scikit-learn", "train_fingerprint": "a" * 64, "test_fingerprint": "b" * 64,
