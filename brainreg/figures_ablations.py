@@ -59,7 +59,7 @@ def mean_of(run: RunRecord, what: str) -> float | None:
 
 def ablations(groups: Mapping[str, Sequence[Shown]], base: Shown | None, title: str, path: Path) -> Path:
     """See above."""
-    with plots.figure(path, 1.6 + 2.9 * len(groups), 6.6) as figure:
+    with plots.figure(path, max(6.4, 1.6 + 2.9 * len(groups)), 6.6) as figure:
         panels = figure.subplots(2, len(groups), squeeze=False, sharey="row", sharex="col")
         for (upper, lower), (group, points) in zip(panels.T, groups.items(), strict=True):
             for what in LINES:

@@ -117,7 +117,8 @@ def flags(settings: Settings, target: Target, shape: Budget, budget: str, transf
     words += ["--epoch_num", str(settings.epoch_num)]
     if (shape.phases, shape.phase) != (PHASES, 4):
         words += ["--phase_num", str(shape.phases), "--phase_duration", str(shape.phase)]
-    for flag, value in (("--base_channels", shape.width), ("--valid_portion", shape.valid_portion),
+    for flag, value in (("--base_channels", shape.width), ("--resnet_batch_size", shape.batch_size), ("--lr", shape.lr),
+                        ("--valid_portion", shape.valid_portion),
                         ("--n_train", shape.n_train), ("--n_epoch_test", shape.n_epoch_test),
                         ("--transfer_id", transfer)):
         words += [flag, str(value)] if value is not None else []

@@ -50,6 +50,8 @@ class Budget:
     phases: int = PHASES
     archi: str | None = None
     width: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
     n_train: int | None = None
     n_epoch_test: int | None = None
     images: int | None = None                  # N
@@ -64,12 +66,13 @@ class Budget:
 
 
 BUDGETS = {
-    "smoke": Budget(about="the digits as task and as regularisation images, a tiny network, 2 epochs: shows that all "
+    "smoke": Budget(about="the digits as task and as regularisation images, a tiny network, 6 epochs: shows that all "
                           "parts work",
-                    seeds=(0,), epochs=2, phase=1, phases=2, archi="ResNet18", width=4, n_train=320, n_epoch_test=64,
+                    seeds=(0,), epochs=6, phase=1, phases=3, archi="ResNet18", width=8, batch_size=32, lr=0.02,
+                    n_train=1000, n_epoch_test=64,
                     images=100, valid_portion=0.1, n_test=100, n_boundary=10, n_small=50, n_autoattack=5,
                     n_corrupted=20,
-                    more=("--precision", "fp32"), gflop={28: 0.0012, 32: 0.0012}),
+                    more=("--precision", "fp32"), gflop={28: 0.0033, 32: 0.0033}),
     "short": Budget(about="5,000 images, ResNet-18 of width 16, 10 epochs (two cycles of the learning rate, phases of "
                           "one epoch instead of four), 1,000 test images, boundary attack on 100, AutoAttack on 20 of "
                           "the first seed: about an hour of a CPU",

@@ -3,7 +3,7 @@
 from brainreg import plans
 from brainreg.runs_budgets import BUDGETS, CHANGES, SOURCE_SEED, TARGETS, shape_of
 from brainreg.runs_variants import PLAIN, Variant, variants
-from brainreg.settings import Settings
+from brainreg.settings import DEFAULT_PLAN, Settings
 from common.runs import Column, Row, Table
 
 NAMES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
@@ -104,7 +104,7 @@ TABLE = Table(
     title="Brain-inspired regulariser", rows=ROWS, columns=columns("cifar10"),
     special_columns={dataset: columns(dataset) for dataset in TARGETS},
     # Validation images are drawn by the seed, so the training images that are left are others too.
-    per_seed=("train_fingerprint",), sources=(SOURCE_SEED,),
+    per_seed=("train_fingerprint",), plans=(f"{DEFAULT_PLAN}*", "*"), sources=(SOURCE_SEED,),
     compare_rows=tuple(((row.method, row.variant), ("unregularised", base)) for row in ROWS
                        if row.method == "regularised" for base in sorted(BASES)
                        if ("resnet34" in row.variant) == ("resnet34" in base)),

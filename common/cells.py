@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,25 @@ def _training(run: RunRecord, per_seed: Sequence[str]) -> str:
 
 def result_of(run: RunRecord, evaluator: str, plans: Sequence[str] = ()) -> tuple[EvalRecord, dict[str, Any]] | None:
     """The record and result of one evaluator; None if there is none.  One that judged other weights than the
-    training left is passed over; two plans that both have it are a ValueError that names them, but for the accuracy on
-    clean images, which has no settings: that of more images counts."""
-    found = [(record, record.results[evaluator]) for record in run.evals.values()
-             if (not plans or record.plan in plans) and evaluator in record.results and not stale(run, record)]
-    if len(found) > 1 and all(result["kind"] == "clean" for _, result in found):
-        return max(found, key=lambda one: one[1]["n"])
-    if len(found) > 1:
-        raise ValueError(f"two plans judge {evaluator}: " + ", ".join(str(record.path) for record, _ in found))
-    return found[0] if found else None
+    training left is passed over; of plans that both have it the one that stands first in `plans` (see
+    `common.runs.Table`) counts, and without an order between them they are a ValueError that names them."""
+    found = [(rank, record, record.results[evaluator]) for record in run.evals.values()
+             if (rank := _rank(record.plan, plans)) is not None
+             and evaluator in record.results and not stale(run, record)]
+    first = min((rank for rank, *_ in found), default=0)
+    chosen = [(record, result) for rank, record, result in found if rank == first]
+    if len(chosen) > 1:
+        raise ValueError(f"two plans judge {evaluator}: " + ", ".join(str(record.path) for record, _ in chosen))
+    return chosen[0] if chosen else None
+
+
+def _rank(plan: str, plans: Sequence[str]) -> int | None:
+    """Position in `plans` of the pattern (`small-*`) that a plan's name fits first, names without a star being equal;
+    None if it fits none."""
+    if not plans:
+        return 0
+    fits = (position if "*" in pattern else 0 for position, pattern in enumerate(plans) if fnmatchcase(plan, pattern))
+    return next(fits, None)
 
 
 def stale(run: RunRecord, record: EvalRecord) -> bool:

@@ -178,7 +178,7 @@ class Table:
     compare: tuple[tuple[str, str], ...] = ()
     compare_methods: tuple[tuple[str, str], ...] = ()
     compare_rows: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = ()
-    plans: tuple[str, ...] = ()                # only results of these plans; all if empty
+    plans: tuple[str, ...] = ()                # only results of these plans, patterns (small-*) by rank; all if empty
     reported_file: str = ""
     reported_paper: str = ""                   # its rows go before other papers'
     reported_models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -39,11 +39,11 @@ def check(plan: Plan, split: Split, files: "CorruptionFiles | None", sources: Ma
                             f"reach from {least:g} to {most:g}: they are of another data set")
 
 
-def change_of(evaluator: Evaluator, split: Split, files: "CorruptionFiles | None", sources: Mapping[str, nn.Module],
-              device: torch.device, batch_size: int) -> Change | None:
+def change_of(evaluator: Evaluator, split: Split, files: "CorruptionFiles | None",
+              sources: Mapping[str, transferred.Source], device: torch.device, batch_size: int) -> Change | None:
     """How an evaluator changes the test images of `split`; None if it leaves them as they are.
 
-    sources: sha256 -> network on the device, in eval mode.
+    sources: by the sha256 of their weights, on the device.
     """
     if evaluator.kind in CORRUPTION_KINDS:
         def corrupted(x: Tensor, y: Tensor, where: slice, seed: int) -> Tensor:
@@ -57,6 +57,6 @@ def change_of(evaluator: Evaluator, split: Split, files: "CorruptionFiles | None
 
         def transfer(x: Tensor, y: Tensor, where: slice, seed: int) -> Tensor:
             low, high = (to_float(limit.to(device)) for limit in transferred.limits(split, where))
-            return transferred.moved(evaluator, source, x, y, low, high, batch_size)
+            return transferred.moved(evaluator.eps, x, source.signs(x, y, where, batch_size), low, high)
         return transfer
     return None

@@ -28,6 +28,7 @@ from common.evaluation.ledger import Chunk, Ledger, ledger_path
 from common.evaluation.measuring import Measuring, values_of
 from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
 from common.evaluation.runners import Runner, runner_for
+from common.evaluation.transferred import Source
 from common.seeds import fold
 
 if TYPE_CHECKING:
@@ -114,9 +115,10 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
         classes = preflight(network, split, plan, device)
         changing.check(plan, split, corrupted, sources or {})
         needed = {one.setting("source") for one in plan.evaluators if one.kind == TRANSFERRED}
-        helpers = {name: stack.enter_context(judged(sources[name].to(device), device)) for name in sorted(needed)}
+        helpers = {name: Source(stack.enter_context(judged(sources[name].to(device), device)))
+                   for name in sorted(needed)}
         for helper in helpers.values():
-            check_source(helper, split, classes, device)
+            check_source(helper.network, split, classes, device)
         if progress:
             warn(plan)
         key = {"plan": plan_sha256(plan), "weights": weights_sha256(model), "images": split.fingerprint, "seed": seed,

@@ -11,15 +11,17 @@ from common.render import DASH
 def said(result: Mapping[str, Any]) -> list[str]:
     """Of one result, given as in a record: the line of its accuracy, and that of a search for adversarial images."""
     robust, n = result["robust"], result["n"]
-    lines = [f"{result['name']:<14} {shown(robust, n)}  ({robust} of {n} images)"]
+    line = f"{result['name']:<14} {shown(robust, n)}  ({robust} of {n} images)"
     values = result.get("values", {})
-    if "correct_unbounded" in values:
-        lines.append(f"  searched {values['attacked']}, nothing found for {values['failed']}"
-                     + (f"; median distance {values['distance']['median']:.4f} ({result['norm']})"
-                        if values["distance"] else "")
-                     + (f", median of mean squares {values['mean_square']['median']:.3g}"
-                        if values.get("mean_square") else ""))
-    return lines
+    if "correct_unbounded" not in values:
+        return [line]
+    found = f"searched {values['attacked']}, nothing found for {values['failed']}"
+    if values["distance"]:
+        found += f"; median distance {values['distance']['median']:.4f} ({result['norm']})"
+    if values.get("mean_square"):
+        found += f", median of mean squares {values['mean_square']['median']:.3g}"
+    # At eps 0 nothing is attacked: what was found is all there is to say.
+    return [line, f"  {found}"] if result["eps"] else [f"{result['name']:<14} {found}"]
 
 
 def over_corruptions(results: Iterable[Mapping[str, Any]]) -> list[str]:

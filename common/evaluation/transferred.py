@@ -7,6 +7,7 @@ the true label.  The source is another network of the same task, in eval mode, i
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from common.attacks.pgd import input_gradient
 from common.data.splits import Split
 from common.errors import UserError
 from common.evaluation.kinds import TRANSFERRED
-from common.evaluation.plans import Evaluator, Plan
+from common.evaluation.plans import Plan
 
 TOGETHER = 64                                # test images that share low and high: a batch of the released code
 
@@ -48,14 +49,26 @@ def limits(split: Split, where: slice) -> tuple[Tensor, Tensor]:
     return least[mine].view(-1, 1, 1, 1), most[mine].view(-1, 1, 1, 1)
 
 
-def moved(evaluator: Evaluator, source: nn.Module, x: Tensor, y: Tensor, low: Tensor, high: Tensor,
-          batch_size: int) -> Tensor:
-    """v' (B,C,H,W) of the images x (B,C,H,W) with labels y (B,); low, high (B,1,1,1) in [0,1]; eps 0 gives x.
-
-    source: in eval mode, float32.  An image's gradient depends on no other, so that batch_size only splits the passes.
+@dataclass(frozen=True)
+class Source:
+    """A network whose gradients are taken: x (B,C,H,W) -> logits, in eval mode, float32.  Its signs are kept for the
+    other strengths: a byte per value of the images that are judged.
     """
-    if evaluator.eps == 0:
-        return x
-    signs = torch.cat([finite(input_gradient(source, *part, cross_entropy)[0]).sign()
-                       for part in zip(x.split(batch_size), y.split(batch_size), strict=True)])
-    return torch.minimum(torch.maximum(x + evaluator.eps * (high - low) * signs, low), high)
+
+    network: nn.Module
+    kept: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+
+    def signs(self, x: Tensor, y: Tensor, where: slice, batch_size: int) -> Tensor:
+        """int8 (B,C,H,W): of the gradient at the images x (B,C,H,W) with labels y (B,), which stand at the positions
+        `where` of the test set.  An image's depends on no other, so that batch_size only splits the passes."""
+        key = where.start, where.stop
+        if key not in self.kept:
+            self.kept[key] = torch.cat([
+                finite(input_gradient(self.network, *part, cross_entropy)[0]).sign().to(torch.int8)
+                for part in zip(x.split(batch_size), y.split(batch_size), strict=True)])
+        return self.kept[key]
+
+
+def moved(eps: float, x: Tensor, signs: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """v' (B,C,H,W) of the images x, given signs (B,C,H,W) and low, high (B,1,1,1) in [0,1]; eps 0 gives x."""
+    return torch.minimum(torch.maximum(x + eps * (high - low) * signs, low), high)

@@ -15,6 +15,7 @@ from scripts import bench
 CPU = torch.device("cpu")
 ADARAT = ["pgd-training", "pgd-training-attack-train-bn", "pgd-attack", "input-pipeline"]
 DYART = ["dyart-projection", "dyart-step"]
+BRAINREG = ["brainreg-pairs", "brainreg-boundary"]
 
 
 def tiny(**changes):
@@ -35,7 +36,8 @@ def ways(settings, engine=None):
 def small(monkeypatch):
     """The command measures a small network only, for as many rounds and images as it is asked to."""
     one, two = tiny(), bench.dyart_bench.Settings(batch=4, rounds=1, iterations=2, learn=1, planes=8, projections=1)
-    for module, settings in ((bench, one), (bench.dyart_bench, two)):
+    three = bench.brainreg_bench.Settings(batch=4, rounds=1, width=2, side=8, images=40, looped=10)
+    for module, settings in ((bench, one), (bench.dyart_bench, two), (bench.brainreg_bench, three)):
         monkeypatch.setattr(module, "Settings", lambda settings=settings, **asked: replace(
             settings, rounds=asked["rounds"], batch=asked["batch"]))
 
@@ -45,7 +47,7 @@ def test_the_command_writes_record_and_table(tmp_path, capsys):
     assert bench.main(["--device", "cpu", "--batch", "4", "--rounds", "2", "--out", str(tmp_path)]) == 0
     written, = tmp_path.glob("*.json")
     record = json.loads(written.read_text())
-    assert [row["name"] for row in record["rows"]] == ADARAT + DYART
+    assert [row["name"] for row in record["rows"]] == ADARAT + DYART + BRAINREG
     assert written.stem.endswith("-b4") and record["settings"]["steps"] == 2 and record["schema"] == 1
     assert record["environment"]["engine"]["device"] == "cpu" and record["environment"]["threads"] >= 1
     assert str(tmp_path) not in written.read_text()
@@ -64,7 +66,7 @@ def test_the_command_writes_record_and_table(tmp_path, capsys):
     assert table in capsys.readouterr().out and all(row["title"] in table for row in record["rows"])
 
 
-@pytest.mark.parametrize(("only", "names"), [("adarat", ADARAT), ("dyart", DYART)])
+@pytest.mark.parametrize(("only", "names"), [("adarat", ADARAT), ("dyart", DYART), ("brainreg", BRAINREG)])
 @pytest.mark.usefixtures("small")
 def test_the_rows_of_one_paper_alone(only, names, tmp_path):
     assert bench.main(["--device", "cpu", "--rounds", "1", "--only", only, "--out", str(tmp_path)]) == 0
@@ -72,6 +74,7 @@ def test_the_rows_of_one_paper_alone(only, names, tmp_path):
     record, text = json.loads(written.read_text()), written.with_suffix(".md").read_text()
     assert [row["name"] for row in record["rows"]] == names
     assert ("GFLOP/s" in text) == (only == "adarat") and ("learnt by heart" in text) == (only == "dyart")
+    assert ("nested loops" in text) == (only == "brainreg")
 
 
 @pytest.mark.parametrize("flags", [("--device", "abacus"), ("--model", "resnet19"), ("--batch", "0"), ("--fast",),
