@@ -27,7 +27,7 @@ from brainreg.settings import COLOUR, LABELS, Settings
 from common.data import NAMED, DataSet, Split, augment, to_float
 from common.data.decode import in_parallel, opened
 from common.data.folder import ENDINGS
-from common.data.transforms import grey
+from common.data.grey import grey_images
 from common.errors import UserError
 from common.experiment import DATA, load_data
 from common.seeds import fold
@@ -36,7 +36,6 @@ CROP = 4                       # pixels of padding
 SCALE, SHIFT = 5.0, 0.5        # CIFAR images are fed as SCALE*(v - SHIFT)
 MIDDLE = (144, 256)            # rows and columns of an ImageNet image that are looked at
 EVERY = 4                      # of which every 4th pixel is taken
-CHUNK = 4096                   # images turned grey at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +61,7 @@ def seen(split: Split, rgb: bool, source: str) -> Split:
         raise UserError(f"--rgb True needs images in colour, and {source} has {channels} channel: leave --rgb out")
     if rgb or channels == 1:
         return split
-    return Split(torch.cat([grey(part).to(torch.uint8) for part in split.images.split(CHUNK)]), split.labels,
-                 split.note)
+    return Split(grey_images(split.images), split.labels, split.note)
 
 
 def augmentation(name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ GFLOP = {"resnet18": 3.4, "resnet34": 7.0, "resnet50": 7.8, "resnet101": 15.0}  
 PIXELS = {"mnist": 28 * 28, "fashion-mnist": 28 * 28, "cifar10": 32 * 32, "cifar100": 32 * 32, "imagenet": 36 * 64}
 STRENGTHS, NOISES, REPEATS = 10, 3, 5
 SEARCH = 110                                   # forward passes of one boundary search: a start, blends, 50 steps
-SMALL, PGD_STEPS = 3, 20                       # sizes of PGD
+SMALL, PGD_STEPS = 4, 20                       # sizes of PGD
 CORRUPTIONS = 75                               # kinds times severities, and the clean image
 AUTOATTACK = 1500.0                            # of one image at one eps, easy and hard ones together
 
@@ -45,7 +45,7 @@ def training(settings: Settings, target: Target, shape: Budget) -> Cost:
 def judging(settings: Settings, target: Target, shape: Budget) -> Cost:
     """Of paper-brainreg: noise, transferred FGSM with its gradients, boundary searches."""
     tested = shape.n_test or TEST_SIZE
-    noise = tested * STRENGTHS * ((NOISES + 1) * FORWARD + STEP)
+    noise = tested * (STRENGTHS * (NOISES + 1) * FORWARD + STEP)          # FGSM: one gradient for all strengths
     return Cost(images=1, passes=noise + (shape.n_boundary or 1000) * REPEATS * SEARCH * FORWARD,
                 gflop=gflop(settings, target, shape))
 
