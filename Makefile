@@ -43,7 +43,8 @@ help: ## List every target
 	@echo "    DATA='npz:DIR/{}.npz' (of reproduce-brainreg-*: {} stands for the name of each data set)"
 	@echo '    EXTRA=FILE.npz (additional images of reproduce-dyart-cifar10-extra; default: cifar10_ddpm.npz in data/)'
 	@echo '    DATASETS="cifar10 cifar100" (of reproduce-rpat-l2 and -sotas; default: cifar10)'
-	@echo '    LAUNCH="nice -n 10" (a command that each training is started with)'
+	@echo '    LAUNCH="nice -n 10" (a command that each training and evaluation is started with); for several GPUs'
+	@echo '    LAUNCH="torchrun --nproc-per-node 8" or LAUNCH="srun --ntasks 8 --gpus-per-task 1": docs/many-gpus.md'
 	@echo '  Variables of all: PYTHON=python3 SETUP=0 (use that Python, install nothing)  PYTHON3=PATH (makes .venv)'
 
 setup: $(READY) ## Make .venv and install the locked requirements in it (once)

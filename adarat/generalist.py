@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from common import ema
 from common.engine import Engine
-from common.fit import SGD, BatchSource, TrainRecord, finish, seeded_step, set_hyper
+from common.fit import SGD, BatchSource, TrainRecord, crew_of, finish, seeded_step, set_hyper, statistics
 from common.journal import Journal, progress
 from common.schedules import interpolate
 from common.types import Objective, StepContext
@@ -93,32 +93,38 @@ def fit_generalist(*, network: nn.Module, at: Objective, st: Objective, batches:
                    at_optim: SGD, st_optim: SGD, out: Path, weights: Path, seed: int, engine: Engine, identity: str,
                    validate: Callable[[Quintet], dict[str, float]], saves_at: bool = False) -> TrainRecord:
     """Train; resumes as `common.fit.fit` does.  Weights: last (mixed; with `saves_at` the AT learner), at, st."""
-    five = Quintet(engine.place(network))
+    crew = crew_of(batches)
+    engine.place(network)
+    crew.take_over([*network.parameters(), *network.buffers()])
+    five = Quintet(network)
     optimisers = {"at": at_optim.build(five.at), "st": st_optim.build(five.st)}
     parts = {**five.networks(), **{f"{name}_optimiser": optimiser for name, optimiser in optimisers.items()}}
     journal = Journal(out=out, weights=weights, identity=identity, parts=parts, device=engine.device)
     journal.restore()
     runners = {"at": engine.runner(five.at), "st": engine.runner(five.st)}
     generator = torch.Generator(engine.device)
+    moving = {name: statistics(getattr(five, name)) for name in optimisers}
 
     while journal.epoch < plan.epochs:
-        epoch, started, logs = journal.epoch + 1, time.perf_counter(), []
+        epoch, started, logs, counts = journal.epoch + 1, time.perf_counter(), [], []
         lr, weight, reloads = plan.lr_at(epoch), plan.weight_at(epoch), plan.reloads(epoch)
         for optimiser in optimisers.values():
             set_hyper(optimiser, lr, 0.9)
         label = f"epoch {epoch}/{plan.epochs}"
         for index, batch in enumerate(progress(batches.epoch(epoch - 1), images=batches.images_per_epoch, label=label)):
             step = journal.step + index
-            context = StepContext(generator=seeded_step(generator, seed, step), epoch=epoch - 1, step=step,
+            context = StepContext(generator=seeded_step(generator, seed, step, crew.rank), epoch=epoch - 1, step=step,
                                   steps_per_epoch=len(batches), progress=epoch - 1 + index / len(batches), lr=lr,
-                                  attacking=engine.attacking)
+                                  attacking=engine.attacking, **crew.of_step(batch.share, engine.sync_bn))
             log: dict[str, Tensor] = {}
             for name, objective in (("at", at), ("st", st)):
                 getattr(five, name).train()
                 loss, logged = objective(runners[name], batch, context)
                 optimisers[name].zero_grad(set_to_none=True)
                 loss.backward()
+                crew.average_gradients(getattr(five, name).parameters())
                 optimisers[name].step()
+                crew.take_over(moving[name])
                 five.update_average(name, step)
                 # The AT learner's log goes by the plain names, as every other method's.
                 log |= {"loss": loss.detach(), **logged} if name == "at" else {
@@ -127,11 +133,13 @@ def fit_generalist(*, network: nn.Module, at: Objective, st: Objective, batches:
             if reloads:
                 five.reload()
             logs.append(log)
-        means, train_seconds = journal.means(logs), time.perf_counter() - started
+            counts.append(crew.weight(batch.share))
+        crew.check_alike(five.mixed)
+        means, train_seconds = journal.means(logs, counts), time.perf_counter() - started
         for module in five.networks().values():
             module.eval()
         journal.close_epoch({**means, "mixing_weight": weight}, steps=len(logs), images=batches.images_per_epoch,
-                            train_seconds=train_seconds, lr=lr, validation=validate(five))
+                            train_seconds=train_seconds, lr=lr, validation=crew.from_first(validate(five)))
         journal.say(plan.epochs)
     last = five.at if saves_at else five.mixed
     return finish(journal, {"last": last, "at": five.at, "st": five.st}, engine)

@@ -37,7 +37,7 @@ from common.types import Attack, Objective
 
 def train(settings: Settings, args: argparse.Namespace) -> None:
     """Train as `settings` say and, unless told otherwise, test; `args` says where things are and on what they run."""
-    engine = Engine.choose(args.device, args.precision)
+    engine = Engine.choose(args.device, args.precision, args.sync_bn)
     spec = args.data or settings.dataset
     data = load_data(spec, args.data_dir or original_path(args), n_train=settings.n_train,
                      held_out=settings.hold_out)
@@ -97,7 +97,7 @@ def run_training(settings: Settings, experiment: Experiment, network: nn.Module,
                             seed=settings.seed, test_crop=test_crop(settings),
                             batch_means=generalist and "generalist-batch-mean" in settings.quirks)
     batches = Batches(data.train, settings.batch_size, seed=settings.seed, crop=settings.crop, flip=settings.flip,
-                      drop_last=settings.drop_last, channels_last=engine.channels_last)
+                      drop_last=settings.drop_last, channels_last=engine.channels_last, **engine.shares)
     shared = {"batches": batches, "out": experiment.folder, "weights": experiment.weights, "seed": settings.seed,
               "engine": engine, "identity": experiment.config_sha256}
     if generalist:

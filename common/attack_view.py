@@ -17,10 +17,22 @@ from common import winograd
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
+class Tracer(fx.Tracer):
+    """A batch norm is one call whatever class of ours it has."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, NORMS) or super().is_leaf_module(module, name)
+
+
+def traced(network: nn.Module) -> fx.GraphModule:
+    """The network as a graph of calls of its modules."""
+    return fx.GraphModule(network, Tracer().trace(network))
+
+
 def cannot_view(network: nn.Module) -> str | None:
     """Why the network cannot be rewritten (it is then attacked as it is), or None."""
     try:
-        fx.symbolic_trace(network)
+        traced(network)
     except (fx.proxy.TraceError, TypeError, RuntimeError, NotImplementedError) as error:
         return f"the network cannot be traced ({' '.join(str(error).split())[:120]})"
     return None
@@ -38,7 +50,7 @@ class AttackView(nn.Module):
         # Not a submodule: the view must not own the live network's parameters.
         object.__setattr__(self, "live", network)
         twin = copy.deepcopy(network).train(training).requires_grad_(False)
-        self.graph = fx.symbolic_trace(twin)
+        self.graph = traced(twin)
         self.folded = {} if training else fold_batch_norms(self.graph)
         shared = {}
         if training:

@@ -135,6 +135,7 @@ def judge_file(file: Path, *, model: Mapping[str, Any], told: str, plan: Plan, t
     model: as `common.experiment.build_network` takes it; told: what said which network it is.  data: the record's.
     corrupted: the files of a plan of kind corruption-file.
     """
+    from common import group
     from common.checkpoint import load_weights
     from common.evaluation import evaluate, forget, result_json
     from common.experiment import build_network
@@ -149,7 +150,7 @@ def judge_file(file: Path, *, model: Mapping[str, Any], told: str, plan: Plan, t
         work = Path(passing) if out is None else out.parent
         results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device, work=work,
                            corrupted=corrupted)
-        if out is not None:
+        if out is not None and group.current().leads:
             engine_said = engine.describe()
             write_json(out, portable({
                 "checkpoint": {"file": str(file), "sha256": sha256_of(file), "loaded": loaded},
@@ -157,6 +158,7 @@ def judge_file(file: Path, *, model: Mapping[str, Any], told: str, plan: Plan, t
                 "seed": seed, "data": dict(data), "results": [result_json(result) for result in results],
                 "environment": environment(engine_said["device_name"], "fp32", engine_said["torch_threads"]),
                 "command": relative_command()}))
+        group.current().barrier()
         forget(work, plan)
     return results
 

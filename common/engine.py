@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common import group
 from common.attack_view import AttackView, SearchView, cannot_view
 from common.attacks.mode import frozen, mode
 from common.environment import processor, processors
 from common.errors import UserError
+from common.sync_norm import synchronise
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -50,33 +52,46 @@ def in_channels_last(x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, .
 
 @dataclass(frozen=True)
 class Engine:
-    """Device, precision and memory format of a run.  `choose` makes one from what a user asks for."""
+    """Device, precision and memory format of a run.  `choose` makes one from what a user asks for.
+
+    sync_bn: batch norms take the statistics of all processes, instead of each its own.
+    """
 
     device: torch.device
     precision: str = "fp32"
     channels_last: bool = False
     fast_attacks: bool = False
+    sync_bn: bool = False
     notes: list[str] = field(default_factory=list, compare=False)
     _views: dict[tuple[int, bool, bool], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def choose(cls, device: str = "auto", precision: str = "auto") -> "Engine":
+    def choose(cls, device: str = "auto", precision: str = "auto", sync_bn: bool = False) -> "Engine":
         """The engine for `device` ("auto", "cpu", "cuda", "cuda:1", "mps") and `precision` ("auto", "fp32", "bf16").
 
         `auto` takes a CUDA device if there is one, and bf16 where the device multiplies it faster than float32.
+        Of several processes (common.group) each has a CUDA device of its own.
         Raises UserError for a device that is not here.
         """
-        chosen = find_device(device)
+        chosen = group.settle(find_device(device))
         if precision not in PRECISIONS:
             raise UserError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
         if precision == "auto":
             precision = "bf16" if bf16_is_fast(chosen) else "fp32"
         fast = precision == "bf16"
-        return cls(chosen, precision, channels_last=fast, fast_attacks=fast)
+        return cls(chosen, precision, channels_last=fast, fast_attacks=fast, sync_bn=sync_bn)
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Which of the processes that train together this one is, as the makers of batches take it."""
+        crew = group.current()
+        return {"rank": crew.rank, "ranks": crew.ranks}
 
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the device, in the memory format; in place."""
         network.to(self.device)
+        if self.sync_bn:
+            synchronise(network)
         return network.to(memory_format=torch.channels_last) if self.channels_last else network
 
     def runner(self, network: nn.Module) -> Runner:
@@ -133,7 +148,8 @@ class Engine:
                 else f"{processor()}, {processors()} cores")
         return {"device": self.device.type, "device_name": name, "precision": self.precision,
                 "channels_last": self.channels_last, "fast_attacks": self.fast_attacks,
-                "torch_threads": torch.get_num_threads(), "notes": list(self.notes)}
+                "torch_threads": torch.get_num_threads(), **({"sync_bn": True} if self.sync_bn else {}),
+                "notes": list(self.notes)}
 
 
 def find_device(name: str) -> torch.device:

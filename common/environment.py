@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from common.launch import place
+
 ROOT = Path(__file__).resolve().parents[1]
 _BEGUN: dict[Path, tuple[str | None, bool | None, str]] = {}
 PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack")
@@ -24,6 +26,7 @@ def environment(device: str, precision: str, threads: int | None = None, root: P
     """The `environment` of a record.
 
     device: in words, such as "cpu" or the GPU's name; precision: "fp32", "bf16", ...
+    `ranks`: the processes that work together (torchrun, srun), 1 if this one is alone.
     threads: intra-op threads in use; OMP_NUM_THREADS, or the processors this process may use, if not given.
     `dirty` says whether code differs from the commit (changes under results/ do not count); `commit` and `dirty` are
     None where there is no git or no checkout.  Importing torch is left to the caller: versions come from metadata.
@@ -36,7 +39,7 @@ def environment(device: str, precision: str, threads: int | None = None, root: P
         "commit": commit, "dirty": dirty, "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
         "platform": platform.platform(), "processor": processor(), "device": device, "precision": precision,
-        "threads": threads, "started": started,
+        "threads": threads, "ranks": place().ranks, "started": started,
     }
 
 

@@ -1,6 +1,7 @@
 """A run's folder: opened for one configuration, trained into, judged, recorded.  Knows no paper.
 
 results/<paper>/<dataset>/<run>/ gets the records, weights/<paper>/<dataset>/<run>/ the weights (not kept in git).
+Of several processes (common.group) rank 0 writes and decides; all must see the same folders.
 """
 
 import importlib
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from common import models, records
+from common import group, models, records
 from common.checkpoint import load_weights
 from common.data import DataSet, Split, hold_out, load
 from common.data.corruption_files import CorruptionFiles
@@ -106,6 +107,10 @@ class Experiment:
 
     def finished(self) -> bool:
         """Whether the run is trained, with this configuration, and its weights are still here."""
+        crew = group.current()
+        return crew.from_first(crew.leads and self._finished())
+
+    def _finished(self) -> bool:
         path = self.folder / "train.json"
         if not path.exists():
             return False
@@ -116,6 +121,8 @@ class Experiment:
 
     def adopt(self) -> None:
         """Let the records of this finished run name the hash that make asks for, where it was trained by hand."""
+        if not group.current().leads:
+            return
         for kind, write in (("run", records.write_run), ("train", records.write_train)):
             record = records.read_record(self.folder / f"{kind}.json", kind)
             if self.spec is not None and record["spec_sha256"] != self.spec:
@@ -124,6 +131,12 @@ class Experiment:
     def open(self, network: nn.Module) -> None:
         """Write run.json, which says what is to be trained; UserError if the folder holds another run."""
         begin()
+        crew = group.current()
+        if crew.leads:
+            self._open(network)
+        crew.barrier()
+
+    def _open(self, network: nn.Module) -> None:
         self.check_free()
         if (there := self._other()) is not None:
             self._retire(there)
@@ -141,6 +154,12 @@ class Experiment:
 
     def close(self, trained: TrainRecord, engine: Engine, *, selected_on: str | None = None) -> None:
         """Write train.json: its presence says that training ended."""
+        crew = group.current()
+        if crew.leads:
+            self._close(trained, engine, selected_on)
+        crew.barrier()
+
+    def _close(self, trained: TrainRecord, engine: Engine, selected_on: str | None) -> None:
         described = engine.describe()
         records.write_train(self.folder, {
             **self.identity, "spec_sha256": self.spec, "config_sha256": self.config_sha256, "weights": trained.weights,
@@ -167,7 +186,8 @@ def load_data(spec: str, data_dir: str | None, *, n_train: int | None = None, he
 
     held_out: this share of the training images takes the place of the test images, which are then not looked at.
     """
-    data = load(spec, data_dir=Path(data_dir) if data_dir else DATA).take(train=n_train)
+    with group.current().machine_by_machine():
+        data = load(spec, data_dir=Path(data_dir) if data_dir else DATA).take(train=n_train)
     if not held_out:
         return data
     train, held = hold_out(data.train, size=max(1, round(held_out * len(data.train))))
@@ -191,11 +211,13 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
           corrupted: CorruptionFiles | None = None, sources: Mapping[str, nn.Module] | None = None) -> Path:
     """Evaluate a finished run by `plan` and write eval-PLAN.json and flags-PLAN.npz; the path of the former.
 
-    An interrupted evaluation goes on where it was.  corrupted: the files of a plan of kind corruption-file.
+    An interrupted evaluation goes on where it was.  Several processes share out the chunks of images.
+    corrupted: the files of a plan of kind corruption-file.
     sources: networks of the plan's evaluators of kind transferred-fgsm; None: those of the runs that have the weights.
     UserErrors: no such run or checkpoint, weights that are not the recorded ones, a class count that does not fit.
     """
     begin()
+    crew = group.current()
     run = records.read_record(folder / "run.json", "run")
     if not (folder / "train.json").exists():
         raise UserError(f"{portable(str(folder))} is not trained to its end: type its command again: {run['command']}")
@@ -211,24 +233,31 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     if digest != entry["sha256"]:
         raise UserError(f"{portable(str(path))} is not the file that train.json names: train the run again")
     measured = {"plan_sha256": plan_sha256(plan), "weights_sha256": digest, "seed": seed, "checkpoint": checkpoint}
-    if (known := already_judged(folder, plan, measured, data)) is not None:
-        return with_spec(known, spec)
+    if (known := crew.from_first(already_judged(folder, plan, measured, data))) is not None:
+        return with_spec(known, spec if crew.leads else None)
     network = build_network(run["config"]["model"])
     load_weights(network, path)
     results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device,
                        work=weights / "evaluations", batch_size=batch_size, corrupted=corrupted,
                        sources=source_networks(plan, folder, weights) if sources is None else sources)
     described = engine.describe()
-    longest = max(len(result.flags) for result in results)
-    written = records.write_eval(folder, {
-        "paper": run["paper"], "dataset": run["dataset"], "run": run["run"], "plan": plan.name, "spec_sha256": spec,
-        **measured, "data": dict(data), "chunk": plan.chunk, "results": [result_json(result) for result in results],
-        "environment": environment(described["device_name"], "fp32", described["torch_threads"]),
-        "command": relative_command()},
-        flags={result.name: result.flags for result in results}, index=np.arange(longest, dtype=np.int64),
-        arrays={result.name: result.arrays for result in results})
+    if crew.leads:
+        longest = max(len(result.flags) for result in results)
+        records.write_eval(folder, {
+            "paper": run["paper"], "dataset": run["dataset"], "run": run["run"], "plan": plan.name, "spec_sha256": spec,
+            **measured, "data": dict(data), "chunk": plan.chunk, "results": [result_json(result) for result in results],
+            "environment": environment(described["device_name"], "fp32", described["torch_threads"]),
+            "command": relative_command()},
+            flags={result.name: result.flags for result in results}, index=np.arange(longest, dtype=np.int64),
+            arrays={result.name: result.arrays for result in results})
+    crew.barrier()
     forget(weights / "evaluations", plan)
-    return written
+    return eval_path(folder, plan)
+
+
+def eval_path(folder: Path, plan: Plan) -> Path:
+    """The eval record of a plan in a run's folder."""
+    return folder / f"eval-{plan.name}.json"
 
 
 def source_networks(plan: Plan, folder: Path, weights: Path) -> dict[str, nn.Module]:
@@ -244,7 +273,7 @@ def source_networks(plan: Plan, folder: Path, weights: Path) -> dict[str, nn.Mod
 
 def already_judged(folder: Path, plan: Plan, measured: Mapping[str, Any], data: Mapping[str, Any]) -> Path | None:
     """The eval record of this folder that measured the same on the same images, so that nothing is measured twice."""
-    path = folder / f"eval-{plan.name}.json"
+    path = eval_path(folder, plan)
     if not path.exists():
         return None
     record = records.read_record(path, "eval")

@@ -1,7 +1,7 @@
 """The one training loop.  It knows no paper, no attack, no data set and no network.
 
-One step: before_step, objective, backward, clip, optimiser step, after_step, average.  Randomness is folded from
-(seed, purpose, step), so a run that was killed and started again ends with the same weights.
+One step: before_step, objective, backward, mean over ranks, clip, optimiser step, after_step, average.  Randomness is
+folded from (seed, purpose, step), so a run that was killed and started again ends with the same weights.
 """
 
 import time
@@ -12,9 +12,10 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from common import checkpoint, ema
+from common import ema, group
 from common.engine import Engine
 from common.files import sha256_of
 from common.journal import Journal, progress
@@ -23,7 +24,10 @@ from common.types import Batch, Objective, Schedule, StepContext
 
 
 class BatchSource(Protocol):
-    """Steps per epoch, and the batches of an epoch (0-based), the same whenever they are asked for."""
+    """Steps per epoch, and the batches of an epoch (0-based), the same whenever they are asked for.
+
+    With several processes it has `ranks`, their number, and hands out this rank's share of each batch.
+    """
 
     images_per_epoch: int
 
@@ -46,7 +50,7 @@ class SGD:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         groups = [{"params": [p for name, p in named if self.decays(name, p)], "weight_decay": self.weight_decay},
                   {"params": [p for name, p in named if not self.decays(name, p)], "weight_decay": 0.0}]
-        return torch.optim.SGD([group for group in groups if group["params"]], lr=1.0, nesterov=self.nesterov,
+        return torch.optim.SGD([one for one in groups if one["params"]], lr=1.0, nesterov=self.nesterov,
                                momentum=0.9)
 
 
@@ -63,16 +67,31 @@ class TrainRecord:
     notes: list[str] = field(default_factory=list)
 
 
-def seeded_step(generator: torch.Generator, seed: int, step: int) -> torch.Generator:
-    """Seed the step's generator, and the global one for dropout, from (seed, step)."""
-    torch.manual_seed(fold(seed, "global", step))
+def seeded_step(generator: torch.Generator, seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """Seed the step's generator, alike on all ranks, and the global one for dropout, from (seed, step)."""
+    torch.manual_seed(fold(seed, "global", step, *([rank] if rank else [])))
     return generator.manual_seed(fold(seed, "step", step))
 
 
 def set_hyper(optimiser: torch.optim.Optimizer, lr: float, momentum: float) -> None:
     """Give every parameter group the schedule's values."""
-    for group in optimiser.param_groups:
-        group["lr"], group["momentum"] = lr, momentum
+    for settings in optimiser.param_groups:
+        settings["lr"], settings["momentum"] = lr, momentum
+
+
+def crew_of(batches: BatchSource) -> group.Group:
+    """The processes that train together; ValueError where the batches are not shared out among them."""
+    crew = group.current()
+    if (shared := getattr(batches, "ranks", 1)) != crew.ranks:
+        raise ValueError(f"the batches are for {shared} processes, there are {crew.ranks}: give rank and ranks "
+                         "(Engine.shares)")
+    return crew
+
+
+def statistics(*networks: nn.Module | None) -> list[Tensor]:
+    """The running statistics of batch norms, which rank 0 gives all after each step."""
+    return [buffer for network in networks if network is not None for module in network.modules()
+            if isinstance(module, _NormBase) for buffer in module.buffers(recurse=False)]
 
 
 def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedule: Schedule, optim: SGD, epochs: int,
@@ -91,11 +110,14 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
     online    names in `select` that keep the model in training, not the judged network
     snapshots 0-based epochs at whose end the judged network is kept, as EPOCH.pt
     observe   called with the model, the optimiser and the epochs done (before the first one: 0) after each epoch,
-              before the epoch counts as done: what it writes must be written again where a resumed run comes by again
+              before the epoch counts as done: what it writes must be written again where a resumed run comes by again;
+              rank 0 alone observes, as if it were the only process, and the others wait
     identity  hash of the configuration; a resume file of another one is refused
     Raises UserError where a loss is not finite (with epoch and step) or a file cannot be written.
     """
+    crew = crew_of(batches)
     engine.place(model)
+    crew.take_over([*model.parameters(), *model.buffers()])
     for module in objective.modules().values():
         engine.place(module).eval().requires_grad_(False)
     averaged = ema.averaged_copy(model) if average else None
@@ -107,14 +129,16 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
     resumed = journal.restore()
     network = engine.runner(model)
     generator = torch.Generator(engine.device)
+    moving = statistics(model, averaged)
 
     if not resumed:
         if validate_first and validate:
-            consider(keeps, journal.check(validate(judged.eval()), 0), select, journal)
-        if observe:
-            observe(model, optimiser, 0)
+            consider(keeps, journal.check(crew.from_first(validate(judged.eval())), 0), select, journal)
+        if observe and crew.leads:
+            with group.alone():
+                observe(model, optimiser, 0)
     while journal.epoch < epochs:
-        epoch, started, logs = journal.epoch, time.perf_counter(), []
+        epoch, started, logs, counts = journal.epoch, time.perf_counter(), [], []
         if optim.reset_each_epoch:
             optimiser.state.clear()
         label = f"epoch {epoch + 1}/{epochs}"
@@ -123,32 +147,37 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
             at = epoch + index / len(batches)
             hyper = schedule(at)
             set_hyper(optimiser, *hyper)
-            context = StepContext(generator=seeded_step(generator, seed, step), epoch=epoch, step=step,
+            context = StepContext(generator=seeded_step(generator, seed, step, crew.rank), epoch=epoch, step=step,
                                   steps_per_epoch=len(batches), progress=at, lr=hyper.lr, average=averaged,
-                                  attacking=engine.attacking)
+                                  attacking=engine.attacking, **crew.of_step(batch.share, engine.sync_bn))
             model.train()
             if before_step:
                 before_step(network, batch, context)
             loss, log = objective(network, batch, context)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            crew.average_gradients(model.parameters())
             if optim.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
             optimiser.step()
             if after_step:
                 after_step(network, batch, context)
+            crew.take_over(moving)
             if averaged is not None:
                 ema.update(averaged, model, average.decay(step), average.buffers)
             logs.append({"loss": loss.detach(), **log})
+            counts.append(crew.weight(batch.share))
         if averaged is not None and average.buffers == "copy":
             ema.copy_buffers(averaged, model)
-        means, train_seconds = journal.means(logs), time.perf_counter() - started
-        numbers = journal.check(validate(judged.eval()), epoch + 1) if validate else {}
+        crew.check_alike(model)
+        means, train_seconds = journal.means(logs, counts), time.perf_counter() - started
+        numbers = journal.check(crew.from_first(validate(judged.eval())), epoch + 1) if validate else {}
         consider(keeps, numbers, select, journal)
         if epoch in snapshots:
-            checkpoint.save_state(journal.weights / f"{epoch}.pt", judged.state_dict())
-        if observe:
-            observe(model, optimiser, epoch + 1)
+            journal.keep(str(epoch), judged)
+        if observe and crew.leads:
+            with group.alone():
+                observe(model, optimiser, epoch + 1)
         journal.close_epoch(means, steps=len(logs), images=batches.images_per_epoch, train_seconds=train_seconds,
                             lr=hyper.lr, validation=numbers)
         journal.say(epochs)
@@ -166,15 +195,17 @@ def consider(keeps: Mapping[str, nn.Module], numbers: dict[str, float],
         score = score_of(numbers)
         if name not in journal.best or score > journal.best[name]:
             journal.best[name] = score
-            checkpoint.save_state(journal.weights / f"{name}.pt", keeps[name].state_dict())
+            journal.keep(name, keeps[name])
 
 
 def finish(journal: Journal, networks: dict[str, nn.Module], engine: Engine,
            kept: Collection[str] = ()) -> TrainRecord:
     """Write the final weights, each network under its name, and say what there is; kept: files written on the way."""
     for name, network in networks.items():
-        checkpoint.save_state(journal.weights / f"{name}.pt", network.state_dict())
-    names = [*networks, *journal.best, *kept]
-    files = {name: {"file": f"{name}.pt", "sha256": sha256_of(journal.weights / f"{name}.pt")} for name in names}
+        journal.keep(name, network)
+    names, files = [*networks, *journal.best, *kept], {}
+    if journal.crew.leads:
+        files = {name: {"file": f"{name}.pt", "sha256": sha256_of(journal.weights / f"{name}.pt")} for name in names}
+    files = journal.crew.from_first(files)
     return TrainRecord(journal.epoch, journal.step, journal.seconds, files, journal.final, dict(journal.best),
                        list(engine.notes))

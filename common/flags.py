@@ -133,6 +133,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     ours.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     ours.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"),
                       help="of training and its attacks; evaluation is always float32")
+    ours.add_argument("--sync_bn", "--sync-bn", action="store_true", help="of several processes (torchrun, srun): "
+                      "batch norm over the images of all, instead of each its own")
     ours.add_argument("--seed", type=int, default=1, help="of everything random in the run")
     ours.add_argument("--quirks", default="default", help="which oddities of the released code to reproduce: names "
                                                           "with commas, default (training ones), none, all")

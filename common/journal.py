@@ -2,6 +2,7 @@
 
 Killed at any moment and started again, a run goes on from its last whole epoch.  The line of metrics is written before
 the resume file, so at worst a line stands there of an epoch that is then done again: such lines are cut off on resume.
+Of several processes (common.group) rank 0 writes, and all read.
 """
 
 import math
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import checkpoint
+from common import checkpoint, group
 from common.errors import UserError
 from common.records import append_metrics, read_metrics, truncate_metrics
 from common.types import Batch
@@ -44,13 +45,17 @@ class Journal:
         self.seconds = 0.0       # spent in training and validation so far, over all sittings
         self.best: dict[str, float] = {}      # name of a selection -> its best score so far
         self.final: dict[str, Any] = {}
+        self.crew = group.current()
         self._since = time.perf_counter()
 
     def restore(self) -> bool:
         """Take up the state of the last whole epoch; False if there is none."""
         path = self.weights / "resume.pt"
+        if len(set(self.crew.gather(path.exists()))) > 1:
+            raise UserError(f"{path} is there for some of the {self.crew.ranks} processes only: all must see the same "
+                            "folders (--results, --weights)")
         if not path.exists():
-            truncate_metrics(self.metrics, 0)
+            self._cut(0)
             return False
         state = checkpoint.load_tree(path, self.device)
         if state.get("identity") != self.identity:
@@ -64,8 +69,18 @@ class Journal:
         if lines < self.epoch:
             raise UserError(f"{self.metrics} has {lines} of the {self.epoch} epochs that {path} has trained: restore "
                             f"it, or move {self.weights} away to train again")
-        truncate_metrics(self.metrics, self.epoch)
+        self.crew.barrier()
+        self._cut(self.epoch)
         return True
+
+    def _cut(self, lines: int) -> None:
+        if self.crew.leads:
+            truncate_metrics(self.metrics, lines)
+
+    def keep(self, name: str, network: nn.Module) -> None:
+        """Write a network's weights as NAME.pt."""
+        if self.crew.leads:
+            checkpoint.save_state(self.weights / f"{name}.pt", network.state_dict())
 
     def close_epoch(self, means: dict[str, float], *, steps: int, images: int, train_seconds: float, lr: float,
                     validation: dict[str, float]) -> None:
@@ -78,6 +93,8 @@ class Journal:
         self.step += steps
         self.final = {"epoch": self.epoch, "step": self.step, "lr": lr, **means, "seconds": round(seconds, 3),
                       "images_per_second": round(images / max(train_seconds, 1e-9), 1), **validation}
+        if not self.crew.leads:
+            return
         append_metrics(self.metrics, self.final)
         checkpoint.save_tree(self.weights / "resume.pt", {
             "identity": self.identity, "epoch": self.epoch, "step": self.step, "seconds": self.seconds,
@@ -92,15 +109,18 @@ class Journal:
         numbers = ", ".join(form.format(self.final[key]) for key, form in shown.items() if key in self.final)
         tqdm.write(f"epoch {self.epoch}/{epochs}: {numbers}, {left / 60:.1f} min left")
 
-    def means(self, logs: list[dict[str, Tensor]]) -> dict[str, float]:
+    def means(self, logs: list[dict[str, Tensor]], counts: list[float] | None = None) -> dict[str, float]:
         """Means over the steps of an epoch that logged a name: one fetch from the device for each, one for the weights.
+
+        counts: what this rank's numbers of each step count for (`Share.weight`); None: 1.
 
         Raises UserError at the first number or weight that is not finite; the files of the epoch before are kept.
         """
         means = {}
         for name in dict.fromkeys(name for row in logs for name in row):
             steps = [step for step, row in enumerate(logs) if name in row]
-            values = torch.stack([logs[step][name].float() for step in steps]).tolist()
+            values = self._of_all(torch.stack([logs[step][name].float() for step in steps]),
+                                  [counts[step] for step in steps] if counts else None).tolist()
             broken = next((step for step, value in zip(steps, values, strict=True) if not math.isfinite(value)), None)
             if broken is not None:
                 raise UserError(
@@ -115,6 +135,14 @@ class Journal:
         if not all(whole):
             self._refuse(f"the weight {tensors[whole.index(False)][0]} is not finite", self.epoch + 1)
         return means
+
+    def _of_all(self, values: Tensor, counts: list[float] | None) -> Tensor:
+        """The means over the ranks of a number per step (steps,)."""
+        if self.crew.ranks == 1:
+            return values
+        if counts is not None:
+            values = values * values.new_tensor(counts)
+        return self.crew.total(values) / self.crew.ranks
 
     def check(self, validation: dict[str, float], epoch: int) -> dict[str, float]:
         """What a validation after `epoch` epochs returned, if all of it is finite; else a UserError."""
@@ -134,4 +162,4 @@ def progress(batches: Iterable[Batch], *, images: int, label: str) -> Iterator[B
               disable=None) as bar:
         for batch in batches:
             yield batch
-            bar.update(len(batch.y))
+            bar.update(len(batch.y) if batch.share is None else batch.share.size)

@@ -13,12 +13,35 @@ import torch
 from torch import Tensor, nn
 
 
+class Share(NamedTuple):
+    """Which images of a global batch of `size` a rank has: start to stop-1.  copies: how many ranks have the same."""
+
+    start: int
+    stop: int
+    size: int
+    copies: int = 1
+
+    def weight(self, ranks: int) -> float:
+        """What this rank's mean counts for, so that the plain mean over the ranks is that over the batch; 1 where all
+        shares are equal."""
+        return ranks * (self.stop - self.start) / (self.size * self.copies)
+
+
+def share_of(size: int, rank: int, ranks: int) -> Share:
+    """The share of a rank of a batch of `size` images: as equal as can be.  Of fewer images than ranks each rank has
+    all, for no network passes an empty batch."""
+    if size < ranks:
+        return Share(0, size, size, copies=ranks)
+    return Share(rank * size // ranks, (rank + 1) * size // ranks, size)
+
+
 class Batch(NamedTuple):
     """x (V*B,C,H,W) float32 in [0,1], V views one after another; y (B,) int64 or (V*B,K) mixed labels."""
 
     x: Tensor
     y: Tensor
     extra: Any = None          # a second stream, such as image pairs
+    share: Share | None = None            # of the global batch; None: one process, or equal shares
 
 
 class LossOut(NamedTuple):
@@ -33,15 +56,30 @@ def local_mean(values: Tensor) -> Tensor:
     return values.mean()
 
 
+def local_total(values: Tensor) -> Tensor:
+    """The sum over all processes where there is one."""
+    return values
+
+
+def local_first(values: Tensor) -> Tensor:
+    """(1,): the value of the first image where there is one process; (0,) of none."""
+    return values[:1]
+
+
 @dataclass(frozen=True)
 class StepContext:
     """What a loss or an attack may know about the run.  Read-only, made anew every step.
 
     `generator` is seeded from (seed, step) and is the only randomness that a loss may use.  Draw with `uniform` and
     `normal`: they draw for the global batch and hand out this rank's share, so the number of ranks does not matter.
+    `share` says which images of the global batch `like` stands for; None: ranks with equal shares.
     `attacking(model, training)` is a context manager that yields the network to attack: parameters frozen, in the
     mode asked for, on the fastest path that the engine trusts.
-    `mean` is a differentiable mean over the *global* batch, for losses that are not linear in the batch mean.
+    `mean` is a differentiable mean over the *global* batch, for losses that are not linear in the batch mean.  A loss
+    must be the same number on every rank: gradients are averaged over the ranks after the backward pass.
+    `total` adds a tensor up over all ranks, without a gradient; `first` gives (1,), the first value of the global
+    batch.  Every rank must call `mean`, `total` and `first` equally often, in the same order.
+    `synchronised`: batch norms take the statistics of all ranks, so every rank must pass equally often in train mode.
     """
 
     generator: torch.Generator
@@ -52,9 +90,17 @@ class StepContext:
     lr: float = 0.0
     average: nn.Module | None = None
     mean: Callable[[Tensor], Tensor] = local_mean
+    total: Callable[[Tensor], Tensor] = local_total
+    first: Callable[[Tensor], Tensor] = local_first
     attacking: Callable[[nn.Module, bool], AbstractContextManager[nn.Module]] | None = None
     rank: int = 0
     ranks: int = 1
+    share: Share | None = None
+    synchronised: bool = False
+
+    def rows(self, like: Tensor) -> int:
+        """How many rows the global batch has of which `like` (B,...) is this rank's share."""
+        return len(like) * self.ranks if self.share is None else self._views(like, self.share) * self.share.size
 
     def uniform(self, like: Tensor) -> Tensor:
         """U(0,1) of the shape and device of `like` (B,...), float32."""
@@ -66,8 +112,19 @@ class StepContext:
 
     def _share(self, like: Tensor, draw: Callable[..., Tensor]) -> Tensor:
         rows = len(like)
-        drawn = draw((rows * self.ranks, *like.shape[1:]), generator=self.generator, device=self.generator.device)
-        return drawn[self.rank * rows:(self.rank + 1) * rows].to(like.device)
+        drawn = draw((self.rows(like), *like.shape[1:]), generator=self.generator, device=self.generator.device)
+        if self.share is None:
+            return drawn[self.rank * rows:(self.rank + 1) * rows].to(like.device)
+        views = drawn.unflatten(0, (self._views(like, self.share), self.share.size))
+        return views[:, self.share.start:self.share.stop].flatten(0, 1).to(like.device)
+
+    @staticmethod
+    def _views(like: Tensor, share: Share) -> int:
+        """How many views of each image of the share the rows are, one after another."""
+        views, rest = divmod(len(like), share.stop - share.start)
+        if rest or not views:
+            raise ValueError(f"{len(like)} rows are no views of the {share.stop - share.start} images of this rank")
+        return views
 
 
 class Objective(Protocol):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from common.attacks import ball, frozen, mode
 from common.engine import Runner
 from common.threads import by_rows
-from common.types import StepContext
+from common.types import StepContext, local_first
 from dyart.projection import PROJECTIONS
 
 ScalarFunction = Callable[[Tensor, Tensor], Tensor]      # images (B,C,H,W), labels (B,) -> (B,)
@@ -47,7 +47,7 @@ class FAB:
     [0,1] units.
 
     shared_alpha  quirk scalar-alpha: the alpha of the first image that is searched serves all (an old bug of
-                  AutoAttack's FAB, which made DyART's numbers); False: each image its own
+                  AutoAttack's FAB, which made DyART's numbers), over all ranks; False: each image its own
     """
 
     norm: str = "linf"
@@ -70,24 +70,31 @@ class FAB:
             value = function(x, y)
         index = (value > 0).nonzero().squeeze(1)                 # waits for the device: how many there are
         x, y, start = x[index].detach(), y[index], self.start(x, ctx)[index]
-        return Search(index, value[index], *self.from_start(function, x, y, start))
+        return Search(index, value[index], *self.from_start(function, x, y, start, ctx.first))
 
     def start(self, x: Tensor, ctx: StepContext) -> Tensor:
         """x displaced by eps/2: uniform noise scaled to that max-norm, or normal noise scaled to that 2-norm."""
         noise = 2 * ctx.uniform(x) - 1 if self.norm == "linf" else ctx.normal(x)
         return (x + self.eps / 2 * noise / per_image(self.length(noise), x)).clamp(0, 1)
 
-    def from_start(self, function: ScalarFunction, x: Tensor, y: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """The points (B,...) and whether they were found (B,), for images x (B,...) that all have f > 0."""
+    def from_start(self, function: ScalarFunction, x: Tensor, y: Tensor, start: Tensor,
+                   first: Callable[[Tensor], Tensor] = local_first) -> tuple[Tensor, Tensor]:
+        """The points (B,...) and whether they were found (B,), for images x (B,...) that all have f > 0.
+
+        first: (B,) -> (1,), the value of the first image of all ranks.
+        """
         project, slope = PROJECTIONS[self.norm], partial(value_and_gradient, function)
         x1, closest = start, x
         distance = x.new_full((len(x),), torch.inf)
-        for _ in range(self.steps if len(x) else 0):
+        for _ in range(self.steps):
+            if not len(x):
+                self.shared(x.new_zeros(0), first)
+                continue
             value, w = by_rows(slope, x1, y)
             b = (w * x1).flatten(1).sum(1) - value
             # Both in one call: on a CUDA device the number of kernels is what a projection costs.
             d1, d2 = project(torch.cat((x1, x)), torch.cat((w, w)), torch.cat((b, b))).chunk(2)
-            alpha = per_image(self.alpha(d1, d2), x)
+            alpha = per_image(self.shared(self.alpha(d1, d2), first), x)
             x1 = ((x1 + self.overshoot * d1) * (1 - alpha) + (x + self.overshoot * d2) * alpha).clamp(0, 1)
             with torch.no_grad():
                 across = by_rows(function, x1, y) < 0
@@ -99,10 +106,13 @@ class FAB:
         return closest, distance.isfinite()
 
     def alpha(self, d1: Tensor, d2: Tensor) -> Tensor:
-        """How strongly to draw towards the image: (B,), or (1,) where the first image decides."""
+        """How strongly to draw each image's point towards the image: (B,)."""
         a1, a2 = self.length(d1).clamp_min(SHORTEST), self.length(d2).clamp_min(SHORTEST)
-        alpha = (a1 / (a1 + a2)).clamp_max(self.alpha_max)
-        return alpha[:1] if self.shared_alpha else alpha
+        return (a1 / (a1 + a2)).clamp_max(self.alpha_max)
+
+    def shared(self, alpha: Tensor, first: Callable[[Tensor], Tensor]) -> Tensor:
+        """(B,), or (1,) where the first image decides: every rank then asks, also one without images."""
+        return first(alpha) if self.shared_alpha else alpha
 
     def length(self, displacement: Tensor) -> Tensor:
         """(B,) norm of each displacement."""

@@ -100,13 +100,13 @@ class DyART:
         """The loss of a batch whose boundary points are known: two passes, in the model's own mode."""
         x, y = batch.x, batch.y
         pull = x.new_zeros(len(x))
-        if len(near.index):
+        if len(near.index) or ctx.synchronised:
             # Before the pass of x, alone: in train mode batch norm sees the kept points as a batch of their own.
             phi = soft_margin(model(near.points), y[near.index], self.temperature)
             pull = pull.index_copy(0, near.index, self.weights(near) * -phi)
         logits = model(x)
         clean, robust = ctx.mean(F.cross_entropy(logits, y, reduction="none")), ctx.mean(pull)
-        return LossOut(clean + self.lam_robust * robust, self.logs(near, logits.detach(), y, clean, robust))
+        return LossOut(clean + self.lam_robust * robust, self.logs(near, logits.detach(), y, clean, robust, ctx))
 
     def phi(self, network: nn.Module) -> ScalarFunction:
         """(images (B,C,H,W), labels (B,)) -> phi (B,), of this network."""
@@ -133,11 +133,17 @@ class DyART:
         """w (m,), constants."""
         return closeness(near.radius, self.alpha, self.r0) / dual_norm(near.gradient, self.search.norm)
 
-    def logs(self, near: Boundary, logits: Tensor, y: Tensor, clean: Tensor, robust: Tensor) -> dict[str, Tensor]:
+    def logs(self, near: Boundary, logits: Tensor, y: Tensor, clean: Tensor, robust: Tensor, ctx: StepContext
+             ) -> dict[str, Tensor]:
         """Terms of the loss, shares of the batch, and the mean radius (0 without points); no_boundary: 1 without."""
-        accuracy, kept = (logits.argmax(1) == y).float().mean(), len(near.index)
-        shares = {"searched": len(near.search.index) / len(y), "kept": kept / len(y), "no_boundary": float(kept == 0)}
+        accuracy, kept = ctx.mean((logits.argmax(1) == y).float()), len(near.index)
+        wide, lengths = ctx.total((near.radius > ROBUST).sum()), ctx.total(near.radius.sum())
+        # Of one rank the count is known to the host; of several it stays on the device.
+        everywhere = kept if ctx.ranks == 1 else ctx.total(accuracy.new_tensor(kept))
+        points = max(kept, 1) if ctx.ranks == 1 else everywhere.clamp_min(1)
+        shares = {"searched": len(near.search.index) / len(y), "kept": kept / len(y)}
         return {"clean_loss": clean.detach(), "boundary_term": self.lam_robust * robust.detach(),
-                "clean_accuracy": accuracy, "robust_estimate": (near.radius > ROBUST).sum() / max(kept, 1) * accuracy,
-                "found": near.search.found.sum() / len(y), "radius": near.radius.sum() / max(kept, 1),
-                **{name: accuracy.new_full((), share) for name, share in shares.items()}}
+                "clean_accuracy": accuracy, "robust_estimate": wide / points * accuracy,
+                "found": near.search.found.sum() / len(y), "radius": lengths / points,
+                **{name: accuracy.new_full((), share) for name, share in shares.items()},
+                "no_boundary": accuracy.new_ones(()) * (everywhere == 0)}

@@ -36,7 +36,7 @@ SELECTED_ON = "PGD-40 on held-out training images"
 
 def train(settings: Settings, args: argparse.Namespace) -> None:
     """Train as `settings` say; `args` says where things are and on what they run."""
-    engine = Engine.choose(args.device, args.precision)
+    engine = Engine.choose(args.device, args.precision, args.sync_bn)
     images = load_images(settings, args)
     folder = dataset_folder(args)
     budget = args.budget or "custom"
@@ -102,7 +102,9 @@ def run_training(settings: Settings, experiment: Experiment, network: nn.Module,
     observer = None
     if settings.observe:
         shown = images.data.train.subset(min(settings.observe, len(images.data.train))).to(engine.device)
-        observer = Observer(experiment.folder / "dynamics.npz", shown, batches=batches, objective=method,
+        # Rank 0 observes by itself, so that the step which it looks at is on the whole of each batch.
+        whole = replace(batches, rank=0, ranks=1)
+        observer = Observer(experiment.folder / "dynamics.npz", shown, batches=whole, objective=method,
                             rival=rival(settings), ruler=boundary_training(settings), optim=optim, schedule=plan,
                             epochs=settings.last_epoch, seed=settings.seed, device=engine.device,
                             method=settings.method)
@@ -182,7 +184,7 @@ def make_batches(settings: Settings, images: Images, extra: ExtraImages | None, 
     steps = None if settings.data == "tiny-imagenet" else -(-images.released_total // settings.batch_size)
     options: dict[str, Any] = {"seed": settings.seed, "crop": crop, "flip": settings.augment, "steps": steps,
                                "rotate": 15 if settings.augment and settings.data == "cifar100" else 0,
-                               "channels_last": engine.channels_last}
+                               "channels_last": engine.channels_last, **engine.shares}
     if extra is not None:
         return MixedBatches(split, extra, settings.batch_size, unsup_fraction=settings.unsup_fraction, **options)
     return Batches(split, settings.batch_size, **options)

@@ -94,7 +94,7 @@ class Ascent:
         if self.start is not None:
             start = x + self.start(self.ball, x, ctx)
             start = start.clamp(0, 1) if self.clip_start else start
-        return self.from_start(model, x, y, start, images=len(x) * ctx.ranks)
+        return self.from_start(model, x, y, start, images=ctx.rows(x))
 
     def from_start(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, images: int) -> Tensor:
         """x' (B,C,H,W) of an ascent from `start`; images: those of the whole batch, over all ranks."""

@@ -51,7 +51,7 @@ class RebatPGD:
         best, highest = torch.zeros_like(x), x.new_zeros(len(x), dtype=torch.float32)
         watched = bool(moving_norms(model))
         for _ in range(self.restarts):
-            end = self.from_start(model, x, y, self.start(x, ctx), images=len(x) * ctx.ranks)
+            end = self.from_start(model, x, y, self.start(x, ctx), images=ctx.rows(x))
             if self.restarts == 1 and not watched:
                 return x + end
             with torch.no_grad():

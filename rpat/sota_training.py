@@ -34,7 +34,7 @@ def train(settings: SotaSettings, args: argparse.Namespace) -> None:
     A run that was stopped goes on from its last whole epoch; one that is trained is tested alone.
     """
     check_wanted(args, bool(settings.selection))
-    engine = Engine.choose(args.device, args.precision)
+    engine = Engine.choose(args.device, args.precision, args.sync_bn)
     inputs = load_inputs(settings, args)
     experiment = experiment_of(settings, args, inputs, engine)
     experiment.check_free()
@@ -125,7 +125,7 @@ def make_batches(data: DataSet, settings: SotaSettings, engine: Engine) -> Batch
     return Batches(data.train.to(engine.device), settings.batch_size, seed=settings.seed, crop=4, crop_mode="reflect",
                    flip=True, channels_last=engine.channels_last,
                    cutmix=(settings.cutmix_alpha, settings.cutmix_beta) if settings.cutmix else None,
-                   classes=data.classes if settings.cutmix else None)
+                   classes=data.classes if settings.cutmix else None, **engine.shares)
 
 
 def validation(settings: SotaSettings, network: nn.Module, inputs: Inputs, engine: Engine) -> SotaValidation:

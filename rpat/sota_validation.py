@@ -12,7 +12,7 @@ from common.attacks.losses import predictions
 from common.data import Batches, Split
 from common.data.splits import to_float
 from common.evaluation.judging import judged
-from common.evaluation.validating import in_batches, mean
+from common.evaluation.validating import in_batches, mean, mine
 from common.seeds import fold
 from common.types import Batch, StepContext
 from rpat.rebat import images
@@ -69,6 +69,8 @@ class SotaValidation:
 
     def train_batches(self) -> Iterable[tuple[Batch, StepContext]]:
         for number, batch in enumerate(self.train.epoch(0)):
+            if not mine(number):
+                continue
             generator = torch.Generator(self.split.device)
             generator.manual_seed(fold(self.settings.seed, "validate", "train", number))
             yield batch, StepContext(generator=generator)

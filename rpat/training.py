@@ -37,7 +37,7 @@ class Images:
 
 def train(settings: Settings, args: argparse.Namespace) -> None:
     """Train as `settings` say; `args` says where things are and on what they run."""
-    engine = Engine.choose(args.device, args.precision)
+    engine = Engine.choose(args.device, args.precision, args.sync_bn)
     images = load_images(settings, args)
     budget = args.budget or "custom"
     marks = (*settings.marks, *([args.suffix] if args.suffix else []))
@@ -122,7 +122,7 @@ def make_batches(settings: Settings, split: Split, engine: Engine) -> Batches:
     return Batches(split, settings.batch_size, seed=settings.seed, crop=4 if settings.augment else 0,
                    flip=settings.augment, views=2 if settings.consistency else 1,
                    policy=None if kind == "base" else lambda epoch: uses_policy(kind, epoch, epochs),
-                   channels_last=engine.channels_last)
+                   channels_last=engine.channels_last, **engine.shares)
 
 
 def training_attack(settings: Settings) -> Attack:

@@ -13,7 +13,7 @@ from common.attacks.losses import predictions
 from common.data import Split
 from common.data.splits import to_float
 from common.evaluation.judging import judged
-from common.evaluation.validating import in_batches, mean
+from common.evaluation.validating import everyones, in_batches, mean
 from common.types import Attack, Batch, StepContext
 from rpat.perception import consistency, distances
 from rpat.settings import VALIDATION
@@ -63,7 +63,7 @@ class Validation:
                 with torch.no_grad():
                     right.append((predictions(network(x)) == y).float())
                 moved.append(distances(network, x, x_adv, y))
-        values = {f"mse_{group}_{pair}": value for group, pairs in consistency(moved).items()
+        values = {f"mse_{group}_{pair}": value for group, pairs in consistency(everyones(moved)).items()
                   for pair, value in pairs.items() if not math.isnan(value)}
         return {"clean_accuracy": mean(right), "pgd_accuracy": mean([batch.defended.float() for batch in moved]),
                 **values}

@@ -143,21 +143,28 @@ def for_make(words: list[str]) -> str:
     return shlex.join(words).replace("$", "$$")
 
 
+# What stands before a script.  torchrun, also behind other words such as srun's, starts Python itself, and is the one
+# of the Python that is used; any other LAUNCH starts Python.
+STARTER = (
+    "TORCHRUN := $(filter torchrun %/torchrun torch.distributed.run,$(LAUNCH))",
+    "START = $(if $(TORCHRUN),$(patsubst torchrun,$(PYTHON) -m torch.distributed.run,$(LAUNCH)),$(LAUNCH) $(PYTHON))")
+
+
 def rules(steps: list[Step], folders: Folders, budget: str) -> str:
     """The text of the rules: target `all`."""
     lines = [f"# Written by scripts/make_rules.py for {folders.paper} on {folders.dataset}: do not edit.",
-             "PYTHON ?= .venv/bin/python", "LAUNCH ?=", ".SUFFIXES:", ".PHONY: all", ""]
+             "PYTHON ?= .venv/bin/python", "LAUNCH ?=", *STARTER, ".SUFFIXES:", ".PHONY: all", ""]
     targets = [str(folders.record(step.run.name, step.plan and step.plan.plan)) for step in steps]
     for step, target in zip(steps, targets, strict=True):
         run, plan = step.run, step.plan
         if plan is None:
             after = [str(folders.record(need)) for need in run.needs]
-            command = "$(LAUNCH) $(PYTHON) " + for_make(
+            command = "$(START) " + for_make(
                 [run.script, *run.argv, *run.place, "--run", run.name, "--spec", step.sha])
         else:
             after = [str(folders.record(run.name))]
             chosen = ["--checkpoint", plan.checkpoint] if plan.checkpoint != "last" else []
-            command = "$(PYTHON) " + for_make(
+            command = "$(START) " + for_make(
                 ["-m", "scripts.evaluate", str(folders.record(run.name).parent), "--plan", plan.plan,
                  *chosen, *plan.argv, *plan.place, "--spec", step.sha])
         spec = folders.spec(run.name, plan and plan.plan)

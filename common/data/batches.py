@@ -16,7 +16,7 @@ from common.data.cutmix import draw_mix, mix_images, mix_labels
 from common.data.splits import Split, to_float
 from common.errors import UserError
 from common.seeds import fold
-from common.types import Batch
+from common.types import Batch, share_of
 
 __all__ = ["CROP_MODES", "Batches", "apply", "augment", "draw"]
 
@@ -25,15 +25,13 @@ __all__ = ["CROP_MODES", "Batches", "apply", "augment", "draw"]
 class Batches:
     """The shuffled, augmented batches of a split, epoch after epoch.
 
-    batch_size: images per step over all ranks; each of the `ranks` processes gets batch_size/ranks of them.
+    batch_size: images per step over all ranks; each of the `ranks` processes gets its share, as `share_of` cuts it.
     crop, crop_mode, flip, rotate: see `augment`.  views: how often each image is augmented, independently; x stacks
     the views one after another, (views*B,C,H,W).  channels_last: the memory format of x.
     policy: 0-based epoch -> whether its images go through AutoAugment and cutout (policies.py) after that.
     cutmix: (alpha, beta) of CutMix (cutmix.py) in every batch, over the `classes` classes; then y is float32
     (B,classes), the mixed labels, and extra int64 (B,), the images' own ones.  With one view only.
-    drop_last: leave out the last batch if it is not full.  Otherwise it is kept; with several ranks it is cut to a
-    multiple of them (at most ranks-1 images an epoch are left out, others in each epoch), for the ranks must have
-    equal shares: then the mean over ranks of the batch means is the mean over the batch.
+    drop_last: leave out the last batch if it is not full.
     steps: an epoch has exactly so many batches: a permutation is walked to its (short) end, then a fresh one, as
     often as it takes, or only as far.  None: one permutation, to its end.
 
@@ -67,9 +65,9 @@ class Batches:
             raise UserError(f"batch size {self.batch_size}: give at least 1")
         if self.views < 1:
             raise UserError(f"{self.views} views of each image: give at least 1")
-        if self.batch_size % self.ranks:
-            raise UserError(f"a batch of {self.batch_size} cannot be shared evenly by {self.ranks} processes: "
-                            f"make the batch size a multiple of {self.ranks}")
+        if self.batch_size < self.ranks:
+            raise UserError(f"a batch of {self.batch_size} cannot be shared by {self.ranks} processes: make the batch "
+                            "larger, or start fewer processes")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"{self.steps} batches an epoch: give at least 1")
         check_crop(self.crop, self.crop_mode, self._image_size)
@@ -79,9 +77,8 @@ class Batches:
                 raise ValueError(f"CutMix needs the number of classes and one view, not {self.classes}, {self.views}")
             draw_mix(1, self._image_size, torch.Generator(), *self.cutmix)        # refuses what is no Beta's parameter
         if self._pass_steps == 0:
-            why = "when the last one is dropped" if self.drop_last else f"for {self.ranks} processes"
-            raise UserError(f"no batch of {self.batch_size} can be made of {len(self.split)} images {why}: "
-                            "use a smaller batch size or more images")
+            raise UserError(f"no batch of {self.batch_size} can be made of {len(self.split)} images when the last one "
+                            "is dropped: use a smaller batch size or more images")
 
     @property
     def _image_size(self) -> tuple[int, int]:
@@ -93,8 +90,7 @@ class Batches:
     def _pass_images(self) -> int:
         """Images that one walk over a permutation uses, over all ranks."""
         whole = len(self.split) - len(self.split) % self.batch_size
-        rest = 0 if self.drop_last else len(self.split) - whole
-        return whole + rest - rest % self.ranks
+        return whole if self.drop_last else len(self.split)
 
     @property
     def _pass_steps(self) -> int:
@@ -132,8 +128,8 @@ class Batches:
     def _batch(self, order: Tensor, epoch: int, step: int) -> Batch:
         begin = step % self._pass_steps * self.batch_size
         size = min(self.batch_size, self._pass_images - begin)           # over all ranks
-        share = size // self.ranks
-        mine = slice(self.rank * share, (self.rank + 1) * share)
+        share = share_of(size, self.rank, self.ranks)
+        mine = slice(share.start, share.stop)
         # CutMix takes from any image of the batch, so that every rank makes all of it.
         made = mine if self.cutmix is None else slice(0, size)
         positions = order[begin + made.start:begin + made.stop]
@@ -145,7 +141,7 @@ class Batches:
             labels = mix_labels(labels, mix, self.classes)[mine]
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(to_float(images), labels, own)
+        return Batch(to_float(images), labels, own, share if self.ranks > 1 else None)
 
     def _augmented(self, positions: Tensor, made: slice, size: int, epoch: int, step: int) -> Tensor:
         """uint8 (views*M,C,H,W): the views of the images at `positions` (M,), rows `made` of a batch of `size`."""

@@ -19,7 +19,7 @@ from common.data.ddpm import ExtraImages
 from common.data.splits import Split, to_float
 from common.errors import UserError
 from common.seeds import fold
-from common.types import Batch
+from common.types import Batch, Share, share_of
 
 AHEAD = 3                      # batches gathered before they are asked for
 T = TypeVar("T")
@@ -30,8 +30,7 @@ class Gathered(NamedTuple):
 
     numbers: Tensor            # int64: R-E positions in the split, R places, E labels, one after another
     images: Tensor             # uint8 (E,H,W,C)
-    share: slice               # of the whole batch
-    size: int                  # images of the whole batch
+    share: Share               # of the whole batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +67,8 @@ class MixedBatches:
             raise ValueError(f"rank {self.rank} of {self.ranks}")
         if self.extra.image_shape != tuple(self.split.images.shape[1:]):
             raise ValueError(f"extra images are {self.extra.image_shape}, others {tuple(self.split.images.shape[1:])}")
-        if self.batch_size < 1 or self.batch_size % self.ranks:
-            raise UserError(f"batch size {self.batch_size}: give a multiple of {self.ranks}, the number of processes")
+        if self.batch_size < self.ranks:
+            raise UserError(f"batch size {self.batch_size}: give at least {self.ranks}, an image for each process")
         if not self.unsup_fraction < 1:
             raise UserError(f"an extra-data fraction of {self.unsup_fraction} leaves no room for training images: give "
                             "--unsup-fraction below 1 (negative: one permutation of both)")
@@ -80,8 +79,6 @@ class MixedBatches:
             raise UserError(f"{self.steps} batches an epoch: give at least 1")
         check_crop(self.crop, self.crop_mode, self.split.images.shape[-2:])
         check_rotation(self.rotate)
-        if self._pass_steps == 0:
-            raise UserError(f"{len(self.split)} images are too few for {self.ranks} processes: use fewer")
 
     @property
     def extra_images(self) -> int:
@@ -99,14 +96,8 @@ class MixedBatches:
         return self.batch_size - self.extra_images
 
     @property
-    def _pass_images(self) -> int:
-        """Images of the permutation that one walk uses.  Without extra images to fill it up, a short last batch is
-        cut to a multiple of the ranks."""
-        return self._pool if self.extra_images else self._pool - self._pool % self._stride % self.ranks
-
-    @property
     def _pass_steps(self) -> int:
-        return -(-self._pass_images // self._stride)
+        return -(-self._pool // self._stride)
 
     @property
     def images_per_epoch(self) -> int:
@@ -114,7 +105,7 @@ class MixedBatches:
         if self.extra_images:
             return len(self) * self.batch_size
         passes, rest = divmod(len(self), self._pass_steps)
-        return passes * self._pass_images + min(rest * self._stride, self._pass_images)
+        return passes * self._pool + min(rest * self._stride, self._pool)
 
     def __len__(self) -> int:
         """Steps per epoch."""
@@ -138,7 +129,7 @@ class MixedBatches:
                 turn = step // self._pass_steps
                 order = self._order(epoch, turn)
             begin = step % self._pass_steps * self._stride
-            taken = order[begin:min(begin + self._stride, self._pass_images)]
+            taken = order[begin:min(begin + self._stride, self._pool)]
             if self.extra_images:
                 generator = torch.Generator().manual_seed(fold(self.seed, "mix", epoch, step))
                 drawn = torch.randint(len(self.extra), (self.batch_size - len(taken),), generator=generator).numpy()
@@ -156,33 +147,34 @@ class MixedBatches:
         height, width = self.split.images.shape[2:]
         pinned = self.device.type == "cuda"
         for members in self.members(epoch, start):
-            share = len(members) // self.ranks
-            mine = slice(self.rank * share, (self.rank + 1) * share)
+            share = share_of(len(members), self.rank, self.ranks)
+            mine, own = slice(share.start, share.stop), share.stop - share.start
             is_extra = members[mine] >= len(self.split)
             count = int(is_extra.sum())
-            numbers = torch.empty(2 * share, dtype=torch.int64, pin_memory=pinned)
+            numbers = torch.empty(2 * own, dtype=torch.int64, pin_memory=pinned)
             images = torch.empty((count, height, width, self.split.images.shape[1]), dtype=torch.uint8,
                                  pin_memory=pinned)
             labels = self.extra.gather(members[mine][is_extra] - len(self.split), images.numpy())
             # Row r of the batch is row places[r] of the split's images, then the extra ones.
-            places = np.where(is_extra, share - count + np.cumsum(is_extra) - 1, np.cumsum(~is_extra) - 1)
+            places = np.where(is_extra, own - count + np.cumsum(is_extra) - 1, np.cumsum(~is_extra) - 1)
             numbers.numpy()[:] = np.concatenate((members[mine][~is_extra], places, labels))
-            yield Gathered(numbers, images, mine, len(members))
+            yield Gathered(numbers, images, share)
 
     def _batch(self, gathered: Gathered, epoch: int, step: int) -> Batch:
-        extra, share = len(gathered.images), gathered.share.stop - gathered.share.start
+        extra, share = len(gathered.images), gathered.share
+        own = share.stop - share.start
         numbers = gathered.numbers.to(self.device, non_blocking=True)
-        positions, places, labels = numbers.split((share - extra, share, extra))
+        positions, places, labels = numbers.split((own - extra, own, extra))
         others = gathered.images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         images = torch.cat((self.split.images.index_select(0, positions), others)).index_select(0, places)
         labels = torch.cat((self.split.labels.index_select(0, positions), labels)).index_select(0, places)
         if self.crop or self.flip or self.rotate:
             generator = torch.Generator(self.device).manual_seed(fold(self.seed, "augment", epoch, step))
-            draws = draw(gathered.size, generator, self.crop, self.flip, self.rotate)
-            images = apply(images, draws.take(gathered.share.start, gathered.share.stop, 1), self.crop, self.crop_mode)
+            draws = draw(share.size, generator, self.crop, self.flip, self.rotate)
+            images = apply(images, draws.take(share.start, share.stop, 1), self.crop, self.crop_mode)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(to_float(images), labels)
+        return Batch(to_float(images), labels, share=share if self.ranks > 1 else None)
 
 
 def beginning_of_permutation(count: int, wanted: int, generator: torch.Generator) -> np.ndarray:

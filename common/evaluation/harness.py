@@ -2,6 +2,8 @@
 
 Every adversarial image is projected into ball and box again and classified again, in float32, TF32 off, eval mode,
 parameters frozen.  An image is robust under an evaluator if it is classified correctly clean and after every stage.
+
+Several processes (common.group) share out the chunks; what is drawn depends on the chunk alone, so flags are the same.
 """
 
 import sys
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common import group
 from common.attacks.balls import ball
 from common.data.batches import augment
 from common.data.splits import Split, to_float
@@ -24,7 +27,7 @@ from common.errors import UserError
 from common.evaluation import autoattack, changing
 from common.evaluation.judging import Network, allowed, correct, judged, seeded, weights_sha256
 from common.evaluation.kinds import CHANGED_KINDS, STRENGTH_KINDS, TRANSFERRED, unusual_size
-from common.evaluation.ledger import Chunk, Ledger, ledger_path
+from common.evaluation.ledger import Chunk, Ledger, ledger_path, ledger_paths
 from common.evaluation.measuring import Measuring, values_of
 from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
 from common.evaluation.runners import Runner, runner_for
@@ -101,12 +104,12 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
     model: (B,C,H,W) float32 in [0,1] -> logits (B,K); it is moved to `device` and otherwise left as it was.
     Random numbers are folded from (seed, evaluator's name, chunk): `batch_size` (None: a whole chunk) only splits the
     passes of FGSM, PGD and CW.  After each chunk its flags are written to a file in the folder `work`; the same call
-    goes on from there.  Call `forget` once the results are kept.
+    goes on from there.  Call `forget` once the results are kept.  Every process gets all results.
     corrupted: the files that a plan of kind corruption-file was made from.
     sources: sha256 of weights -> the network whose gradients evaluators of kind transferred-fgsm with that setting
     take; like the model they are moved to `device` and otherwise left as they were.
     """
-    device = torch.device(device)
+    device, crew = torch.device(device), group.current()
     batch_size = min(batch_size or plan.chunk, plan.chunk)
     counts = {evaluator.name: image_count(evaluator, split) for evaluator in plan.evaluators}
     model.to(device)
@@ -123,14 +126,19 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
             warn(plan)
         key = {"plan": plan_sha256(plan), "weights": weights_sha256(model), "images": split.fingerprint, "seed": seed,
                "torch": torch.__version__, "device": device.type, "format": 1}
-        ledger = Ledger(ledger_path(work, plan), key, {name: chunk_sizes(n, plan.chunk) for name, n in counts.items()})
+        ledger = Ledger(ledger_path(work, plan, crew.rank), key,
+                        {name: chunk_sizes(n, plan.chunk) for name, n in counts.items()}, ledger_paths(work, plan))
+        share_ledger(ledger)
+        turn = 0
         if ledger.discarded and progress:
             tqdm.write(ledger.discarded, file=sys.stderr)
         for evaluator in plan.evaluators:
             runner = runner_for(evaluator, network, classes=classes, device=device, batch_size=batch_size)
             change = changing.change_of(evaluator, split, corrupted, helpers, device, batch_size)
             run_chunks(network, runner, split, plan, evaluator, ledger, counts[evaluator.name], seed=seed,
-                       device=device, batch_size=batch_size, progress=progress, change=change)
+                       device=device, batch_size=batch_size, progress=progress, change=change, turn=turn)
+            turn += -(-counts[evaluator.name] // plan.chunk)
+        share_ledger(ledger)
     results = [collect(evaluator, ledger.chunks[evaluator.name]) for evaluator in plan.evaluators]
     for result in results:
         if progress and result.caution:
@@ -140,7 +148,14 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
 
 def forget(work: Path, plan: Plan) -> None:
     """Remove the progress of a plan, once its results are kept elsewhere."""
-    ledger_path(work, plan).unlink(missing_ok=True)
+    for path in ledger_paths(work, plan):
+        path.unlink(missing_ok=True)
+
+
+def share_ledger(ledger: Ledger) -> None:
+    """Let every process know the chunks of all."""
+    for chunks in group.current().gather(ledger.chunks):
+        ledger.merge(chunks)
 
 
 def warn(plan: Plan) -> None:
@@ -152,12 +167,19 @@ def warn(plan: Plan) -> None:
 
 def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan: Plan, evaluator: Evaluator,
                ledger: Ledger, count: int, *, seed: int, device: torch.device, batch_size: int, progress: bool,
-               change: "changing.Change | None" = None) -> None:
-    """Run one evaluator from the first chunk that the ledger lacks to its last one."""
-    done = ledger.chunks[evaluator.name]
-    first, standing = sum(len(chunk.flags) for chunk in done), sum(int(chunk.flags.sum()) for chunk in done)
-    with tqdm(total=count, initial=first, desc=evaluator.name, unit="img", disable=None if progress else True) as bar:
-        for number in range(len(done), -(-count // plan.chunk)):
+               change: "changing.Change | None" = None, turn: int = 0) -> None:
+    """Run one evaluator on the chunks that the ledger lacks; of several processes each takes its own.
+
+    turn: differs between evaluators, so that the processes that have a chunk more are not always the same.
+    """
+    crew, done = group.current(), ledger.chunks[evaluator.name]
+    seen, standing = sum(len(chunk.flags) for chunk in done), sum(int(chunk.flags.sum()) for chunk in done)
+    known = {chunk.number for chunk in done}
+    missing = [number for number in range(-(-count // plan.chunk)) if number not in known]
+    missing = missing[(crew.rank - turn) % crew.ranks::crew.ranks]
+    total = seen + sum(min(plan.chunk, count - number * plan.chunk) for number in missing)
+    with tqdm(total=total, initial=seen, desc=evaluator.name, unit="img", disable=None if progress else True) as bar:
+        for number in missing:
             begin, started = number * plan.chunk, time.monotonic()
             where = slice(begin, min(begin + plan.chunk, count))
             x, y = chunk_images(split, where, plan.test_crop, fold(seed, "crop", evaluator.name, number), device)
@@ -170,10 +192,12 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
                 for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size, arrays):
                     survivors[stage] = int(flags.sum())
                     # What stands now can still fall: an upper bound on the accuracy of the images seen so far.
-                    bar.set_postfix_str(f"{stage}: at most {(standing + survivors[stage]) / where.stop:.1%} robust")
-            standing += survivors[stage]
+                    most = (standing + survivors[stage]) / (seen + len(y))
+                    bar.set_postfix_str(f"{stage}: at most {most:.1%} robust")
+            standing, seen = standing + survivors[stage], seen + len(y)
             numbers = {name: array.cpu().numpy() for name, array in arrays.items()}
-            ledger.append(evaluator.name, Chunk(flags.cpu().numpy(), survivors, time.monotonic() - started, numbers))
+            ledger.append(evaluator.name, Chunk(flags.cpu().numpy(), survivors, time.monotonic() - started, numbers,
+                                                number))
             bar.update(len(y))
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from common.data import Batches, Split, augment
 from common.data.batches import CROP_MODES, apply, draw
 from common.errors import UserError
+from common.types import share_of
 
 
 def numbered(count: int, shape: tuple[int, int, int] = (3, 6, 5)) -> Split:
@@ -161,19 +162,39 @@ def test_views_are_drawn_independently_and_stacked_one_after_another():
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_shares_of_the_ranks_make_the_batch_of_one_process(views, ranks):
     options = {"seed": 4, "crop": 2, "crop_mode": "reflect", "flip": True, "views": views}
-    split = numbered(27)                    # the last batch has 27 - 12 = 15 - 12 = 3 images: cut to 2 for 2 ranks
+    split = numbered(27)                    # the last batch has 3 images: 1 and 2 for 2 ranks
     whole = list(Batches(split, 12, **options).epoch(3))
     shares = [Batches(split, 12, rank=rank, ranks=ranks, **options) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1 and len(shares[0]) == 3
     for step, parts in enumerate(zip(*(share.epoch(3) for share in shares), strict=True)):
-        y = torch.cat([part.y for part in parts])
-        assert len({len(part.y) for part in parts}) == 1
-        x = torch.cat([part.x.view(views, -1, 3, 6, 5) for part in parts], 1)
-        assert torch.equal(y, whole[step].y[:len(y)])
-        if len(y) == len(whole[step].y):
-            assert torch.equal(x.flatten(0, 1), whole[step].x)
-    assert sum(len(batch.y) for share in shares for batch in share.epoch(3)) == shares[0].images_per_epoch
-    assert shares[0].images_per_epoch == 27 - 3 % ranks
+        assert torch.equal(torch.cat([part.y for part in parts]), whole[step].y)
+        x = torch.cat([part.x.view(views, len(part.y), 3, 6, 5) for part in parts], 1)
+        assert torch.equal(x.flatten(0, 1), whole[step].x)
+        places = [(part.share.start, part.share.stop, part.share.size, part.share.copies) for part in parts]
+        size = len(whole[step].y)
+        assert places == [(rank * size // ranks, (rank + 1) * size // ranks, size, 1) for rank in range(ranks)]
+        assert whole[step].share is None
+    assert shares[0].images_per_epoch == 27
+
+
+def test_of_fewer_images_than_ranks_every_rank_has_all():
+    split = numbered(26)
+    shares = [Batches(split, 12, seed=4, crop=2, flip=True, rank=rank, ranks=3) for rank in range(3)]
+    *_, whole = Batches(split, 12, seed=4, crop=2, flip=True).epoch(3)
+    for share in shares:
+        *_, last = share.epoch(3)
+        assert torch.equal(last.x, whole.x) and torch.equal(last.y, whole.y) and last.share == (0, 2, 2, 3)
+        assert last.share.weight(3) == 1
+
+
+def test_the_shares_weigh_as_their_images():
+    """The plain mean over the ranks of the weighted means of the shares is the mean over the batch."""
+    values = torch.arange(11, dtype=torch.float64) ** 2
+    for ranks in range(1, 12):
+        shares = [share_of(11, rank, ranks) for rank in range(ranks)]
+        means = [share.weight(ranks) * values[share.start:share.stop].mean() for share in shares]
+        assert sum(means) / ranks == pytest.approx(values.mean().item(), rel=1e-12)
+        assert max(len(range(*share[:2])) for share in shares) - min(len(range(*share[:2])) for share in shares) <= 1
 
 
 def test_the_format_channels_last_changes_the_layout_alone():
@@ -185,13 +206,12 @@ def test_the_format_channels_last_changes_the_layout_alone():
 
 @pytest.mark.parametrize(("options", "says"), [
     ({"batch_size": 0}, "batch size 0"),
-    ({"batch_size": 9, "ranks": 2}, "multiple of 2"),
+    ({"batch_size": 2, "ranks": 3}, "a batch of 2 cannot be shared by 3 processes"),
     ({"views": 0}, "0 views"),
     ({"crop": -1}, "crop -1 is negative"),
     ({"crop": 5, "crop_mode": "reflect"}, "reflect padding by 5 pixels needs images larger than 5 pixels, .* 6x5"),
     ({"crop_mode": "edge"}, "unknown crop mode 'edge': choose from zero, reflect"),
     ({"batch_size": 30, "drop_last": True}, "no batch of 30 can be made of 20 images"),
-    ({"batch_size": 21, "ranks": 21}, "no batch of 21 can be made of 20 images for 21 processes"),
 ])
 def test_sizes_that_do_not_fit_are_refused(options, says):
     with pytest.raises(UserError, match=says):

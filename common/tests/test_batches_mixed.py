@@ -80,11 +80,10 @@ def test_ranks_share_the_batches_of_every_walk(ranks, drop_last):
     alone = list(Batches(numbered(17), 6, **options).epoch(1))
     shares = [Batches(numbered(17), 6, **options, rank=rank, ranks=ranks) for rank in range(ranks)]
     parts = [list(share.epoch(1)) for share in shares]
-    assert sum(len(batch.y) for part in parts for batch in part) == shares[0].images_per_epoch
+    assert sum(len(batch.y) for batch in alone) == shares[0].images_per_epoch
     for whole, *mine in zip(alone, *parts, strict=True):
-        if len(whole.y) == 6:
-            assert torch.equal(whole.y, torch.cat([part.y for part in mine]))
-            assert torch.equal(whole.x, torch.cat([part.x for part in mine]))
+        assert torch.equal(whole.y, torch.cat([part.y for part in mine]))
+        assert torch.equal(whole.x, torch.cat([part.x for part in mine]))
 
 
 @pytest.mark.parametrize("steps", [0, -3])
@@ -231,14 +230,12 @@ def test_ranks_share_a_batch(ranks, fraction):
     shares = [mix(17, 5, 6, **options, rank=rank, ranks=ranks) for rank in range(ranks)]
     parts = [list(share.epoch(1)) for share in shares]
     assert sum(len(batch.y) for part in parts for batch in part) == shares[0].images_per_epoch
-    full = 0
     for whole, *mine in zip(alone, *parts, strict=True):
-        assert len({len(part.y) for part in mine}) == 1
-        if len(whole.y) == 6:
-            full += 1
-            assert torch.equal(whole.y, torch.cat([part.y for part in mine]))
-            assert torch.equal(whole.x, torch.cat([part.x for part in mine]))
-    assert full >= 4
+        if len(whole.y) < ranks:
+            mine = mine[:1]
+        assert torch.equal(whole.y, torch.cat([part.y for part in mine]))
+        assert torch.equal(whole.x, torch.cat([part.x for part in mine]))
+        assert mine[0].share.size == len(whole.y)
 
 
 def test_memory_format():
@@ -251,8 +248,7 @@ def test_memory_format():
     ({"unsup_fraction": 1.0}, r"fraction of 1.0 leaves no room .* --unsup-fraction below 1"),
     ({"unsup_fraction": 1.5}, "fraction of 1.5 leaves no room"), ({"unsup_fraction": float("nan")}, "leaves no room"),
     ({"unsup_fraction": 0.1}, "gives no extra image in a batch of 6"), ({"batch_size": 0}, "batch size 0"),
-    ({"batch_size": 5, "ranks": 2}, "batch size 5: give a multiple of 2"), ({"crop": -1}, "crop -1 is negative"),
-    ({"main": 1, "unsup_fraction": 0.0, "ranks": 2}, "1 images are too few for 2 processes")])
+    ({"batch_size": 2, "ranks": 3}, "batch size 2: give at least 3"), ({"crop": -1}, "crop -1 is negative")])
 def test_what_cannot_be_mixed(options, says):
     with pytest.raises(UserError, match=says):
         mix(**options)
