@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common import group
 from common.data import Batches, DataSet
 from common.data.ddpm import ExtraImages, load_extra
 from common.data.mixed import MixedBatches
@@ -44,7 +45,8 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
     roots = {"results": Path(args.results) if args.results else RESULTS,
              "weights_root": Path(args.weights) if args.weights else WEIGHTS}
     burn_in, needs = find_burn_in(settings, args, budget, roots["weights_root"] / "dyart" / folder)
-    extra = None if settings.clean_training else find_extra(args, images)
+    with group.current().machine_by_machine():                # it may leave a cache file
+        extra = None if settings.clean_training else find_extra(args, images)
     described = images.data.describe()
     model = describe_network(settings, images.data)
     config: dict[str, Any] = {

@@ -20,14 +20,20 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(words, ranks=2, **more):
-    """The processes of `python words...`, with the environment that torchrun would give them."""
+def torchruns(ranks):
+    """rank -> the words of the environment that torchrun would set on this machine."""
     port = str(free_port())
+    return lambda rank: {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def start(words, ranks=2, own=None):
+    """The processes of `python words...`; own: rank -> its words of the environment."""
+    own = own or torchruns(ranks)
     given = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
-    given |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
-              "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT), **more}
-    return [subprocess.Popen([sys.executable, *map(str, words)], env=given | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(ranks)]
+    given |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
+    return [subprocess.Popen([sys.executable, *map(str, words)], env=given | own(rank), stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True) for rank in range(ranks)]
 
 
 def outcomes(processes):
@@ -40,9 +46,9 @@ def outcomes(processes):
     return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
-def together(words, ranks=2, **more):
+def together(words, ranks=2, own=None):
     """Run `python words...` as several processes, which must end well; what rank 0 printed."""
-    found = outcomes(start(words, ranks, **more))
+    found = outcomes(start(words, ranks, own))
     assert [code for code, _, _ in found] == [0] * ranks, found
     assert all(not out and not err for _, out, err in found[1:]), found
     return found[0][1]

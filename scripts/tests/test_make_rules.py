@@ -245,7 +245,22 @@ def test_dry_run_shows_the_commands_and_does_nothing(clone):
     line, = (line for line in text.splitlines() if "adarat/train.py" in line)
     assert line.startswith(f"nice -n 5 {sys.executable} adarat/train.py --method PGD --lr 0.1 --data ")
     assert "--run pgd_short_s1 --spec " in line
-    assert f"{sys.executable} -m scripts.evaluate results/adarat/cifar10/pgd_short_s1 --plan fake --n 10" in text
+    judged = "-m scripts.evaluate results/adarat/cifar10/pgd_short_s1 --plan fake --n 10"
+    assert f"nice -n 5 {sys.executable} {judged}" in text
+
+
+@pytest.mark.parametrize(("launch", "start"), [
+    ("torchrun --nproc-per-node 8", f"{sys.executable} -m torch.distributed.run --nproc-per-node 8"),
+    ("/opt/bin/torchrun -n 2", "/opt/bin/torchrun -n 2"),
+    ("srun --nodes 2 torchrun --nnodes 2", f"srun --nodes 2 {sys.executable} -m torch.distributed.run --nnodes 2"),
+    ("python3 -m torch.distributed.run -n 2", "python3 -m torch.distributed.run -n 2"),
+    ("srun --comment='a  b' --ntasks 8", f"srun --comment='a  b' --ntasks 8 {sys.executable}")])
+def test_launch_starts_trainings_and_evaluations(clone, launch, start):
+    """torchrun starts Python itself; whatever else stands in LAUNCH starts Python."""
+    lines = clone.make("-n", f"LAUNCH={launch}", "METHODS=PGD").splitlines()
+    assert [line for line in lines if line.startswith(f"{start} adarat/train.py --method PGD")]
+    assert [line for line in lines if line.startswith(f"{start} -m scripts.evaluate results/adarat/cifar10/pgd_short")]
+    assert [line for line in lines if line.startswith(f"{sys.executable} -m scripts.report")]
 
 
 @pytest.mark.slow
