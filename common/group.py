@@ -122,7 +122,7 @@ class Group:
             table[:, self.rank] = torch.stack((values[0].detach(), torch.ones_like(values[0])))
         distributed.all_reduce(table, group=wire(table))
         value, there = table
-        return (value * (there * (there.cumsum(0) == 1))).sum().view(1)
+        return torch.where((there == 1) & (there.cumsum(0) == 1), value, 0).sum().view(1)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give each parameter the mean over the ranks of its gradients.  Those without one must have none anywhere."""

@@ -20,7 +20,8 @@ from common.errors import UserError
 from common.launch import Place
 
 MEETING = 600.0                      # seconds until all must be there
-GRACE = 5.0                          # for the main thread to unwind, and for the others to hear
+GRACE = 5.0                          # for the main thread to unwind
+LINGER = 30.0                        # for the others to hear; all have within a second, but on a busy machine
 PAUSE = 0.3                          # between two questions
 # What a store raises where it cannot be reached.
 BROKEN = (RuntimeError, OSError, ValueError)
@@ -94,7 +95,7 @@ class Watch:
                 self.asking.set("status", str(status))
                 self._linger("told", self.place.ranks - 1)
                 end(status)
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + 2 * LINGER
         while self.status is None and time.monotonic() < deadline:        # another was first
             time.sleep(0.02)
         end(status if self.status is None else self.status)
@@ -110,7 +111,7 @@ class Watch:
 
     def _linger(self, key: str, count: int) -> None:
         """Wait until a counter has come to `count`, but not for ever."""
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + LINGER
         while self.asking.add(key, 0) < count and time.monotonic() < deadline:
             time.sleep(0.02)
 
