@@ -60,7 +60,7 @@ def collectives(folder):
         close(average.detach(), values[:size].mean())
         (average ** 2).backward()
         # The mean over the ranks of these gradients is what one process would have: d(m^2)/dv = 2m/size.
-        close(own.grad * share.copies / crew.ranks, torch.full_like(own, 2 * float(average) / size))
+        close(own.grad * share.copies / crew.ranks, torch.full_like(own, 2 * average.item() / size))
     assert crew.total(torch.tensor([crew.rank, 1])).tolist() == [sum(range(crew.ranks)), crew.ranks]
     for there in range(crew.ranks):
         found = crew.first(torch.tensor([crew.rank + 0.5, 9.0]) if crew.rank >= there else torch.empty(0))
