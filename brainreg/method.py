@@ -16,14 +16,18 @@ from torch import Tensor, nn
 
 from brainreg.network import Pair
 from common.attacks.mode import untracked
-from common.types import Batch, LossOut, StepContext
+from common.types import Batch, LossOut, Share, StepContext
 
 
 class PairBatch(NamedTuple):
-    """What `batch.extra` holds: k pairs of images as fed, and their targets (k,) float32 in [-1,1]."""
+    """What `batch.extra` holds: k pairs of images as fed, and their targets (k,) float32 in [-1,1].
+
+    share: which of the pairs of all processes they are; None where there is one process.
+    """
 
     pair: Pair
     target: Tensor
+    share: Share | None = None
 
 
 def transform(v: Tensor) -> Tensor:
@@ -60,7 +64,7 @@ class Regularised:
             raise ValueError(f"alpha is {self.alpha}, but the batch has no pairs of images")
         with nullcontext() if self.move_statistics else untracked(model):
             similarities = model(batch.extra.pair)
-        pulled = ctx.mean(regulariser(similarities, batch.extra.target, self.arctanh))
+        pulled = ctx.mean(regulariser(similarities, batch.extra.target, self.arctanh), batch.extra.share)
         return LossOut(clean + self.alpha * pulled, logs | {"regulariser": pulled.detach()})
 
     def modules(self) -> dict[str, nn.Module]:

@@ -18,6 +18,7 @@ from common.attacks.mode import mode
 from common.errors import UserError
 from common.models.layers import conv1x1, conv3x3
 from common.models.resnet import shortcut
+from common.sync_norm import channel_means
 
 STAGES = {"resnet18": ((2, 2, 2, 2), False), "resnet34": ((3, 4, 6, 3), False),      # blocks per section, bottlenecks
           "resnet50": ((3, 4, 6, 3), True), "resnet101": ((3, 4, 23, 3), True)}
@@ -61,7 +62,10 @@ class PairResNet(nn.Module):
     blocks: per section; the sections are width*(1, 2, 4, 8) planes wide and halve the image from the second on.
     scale, shift: images are fed as scale*(x - shift), 5 and 0.5 for CIFAR; they are not in the state dict.
     The average before the last layer is over all that is left: the released 4x4 pool at sides of 28 and 32.
+    synchronised: of several processes, mu_l moves by the pairs of all, instead of each process's own.
     """
+
+    synchronised = False
 
     def __init__(self, blocks: tuple[int, int, int, int], *, classes: int, channels: int = 1, width: int = 64,
                  bottleneck: bool = False, scale: float = 1.0, shift: float = 0.0):
@@ -85,6 +89,10 @@ class PairResNet(nn.Module):
         if isinstance(x, Pair):
             return self.similarities(x)
         return self.classify(self.scale * (x - self.shift))
+
+    def statistics(self) -> list[Tensor]:
+        """mu_l, which training moves without a gradient."""
+        return list(self.running_mean)
 
     def classify(self, fed: Tensor) -> Tensor:
         """fed (B,C,H,W) as the network is fed, already scaled -> logits (B,classes)."""
@@ -110,7 +118,7 @@ class PairResNet(nn.Module):
         """c_l (k,) of the features (k,C,H,W) of both halves and mu_l (C,), which moves first, in place."""
         if self.training:
             with torch.no_grad():
-                both = (a.mean((0, 2, 3)) + b.mean((0, 2, 3))) / 2
+                both = (channel_means(a, self.synchronised) + channel_means(b, self.synchronised)) / 2
                 mean.lerp_(both, 1 - KEPT)
         a, b = a - mean[:, None, None], b - mean[:, None, None]
         axes = (1, 2, 3)

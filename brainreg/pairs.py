@@ -18,7 +18,7 @@ from brainreg.settings import Settings
 from brainreg.similarity import boosted, pairs_in_range, pixel_similarity
 from common.data import Batches
 from common.seeds import fold
-from common.types import Batch
+from common.types import Batch, share_of
 
 FEW = 1 << 16                  # so many numbers are shuffled whole at once
 
@@ -49,6 +49,8 @@ class PairBatches:
     images      float32 (N,C,h,w) as fed, on the device of the training
     pairs       int64 (P,2), P >= size, on the CPU: the pairs that may be drawn
     similarity  float32 (N,N) on the CPU: S; threshold, boost: of the targets S^Th; boost None: the targets are S
+
+    Of several processes each gets its share of the `size` pairs, as of the class batch.
     """
 
     classes: Batches
@@ -72,8 +74,13 @@ class PairBatches:
         """Class images of an epoch; those of the pairs do not count."""
         return self.classes.images_per_epoch
 
+    @property
+    def ranks(self) -> int:
+        """How many processes share the batches."""
+        return self.classes.ranks
+
     def drawn(self, epoch: int) -> Tensor:
-        """int64 (steps,size,2) on the CPU: the pairs of each step of `epoch`."""
+        """int64 (steps,size,2) on the CPU: the pairs of each step of `epoch`, those of all processes."""
         per_shuffle = len(self.pairs) // self.size
         parts: list[Tensor] = []
         for turn, done in enumerate(range(0, len(self), per_shuffle)):
@@ -89,12 +96,13 @@ class PairBatches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The class batches of `epoch` (0-based); extra is a PairBatch on the device."""
-        pairs = self.drawn(epoch)
+        share = share_of(self.size, self.classes.rank, self.ranks)
+        pairs = self.drawn(epoch)[:, share.start:share.stop]
         targets = self.targets(pairs).to(self.images.device)
         rows, columns = (part.to(self.images.device) for part in pairs.unbind(2))
         for step, batch in enumerate(self.classes.epoch(epoch)):
             pair = Pair(self.images.index_select(0, rows[step]), self.images.index_select(0, columns[step]))
-            yield batch._replace(extra=PairBatch(pair, targets[step]))
+            yield batch._replace(extra=PairBatch(pair, targets[step], share if self.ranks > 1 else None))
 
 
 def pair_batches(settings: Settings, classes: Batches, images: Tensor) -> PairBatches:

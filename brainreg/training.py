@@ -24,7 +24,7 @@ from brainreg.pairs import PairBatches, pair_batches
 from brainreg.schedules import phases
 from brainreg.settings import Settings, run_name, validation_positions
 from brainreg.validation import Validation
-from common import records
+from common import group, records
 from common.attacks.mode import mode
 from common.checkpoint import load_weights
 from common.data import Batches, DataSet, Split, hold_out
@@ -40,7 +40,7 @@ BUILDER = "brainreg.network:build"
 
 def train(settings: Settings, args: argparse.Namespace) -> None:
     """Train as `settings` say; `args` says where things are and on what they run."""
-    engine = choose_engine(args.device, args.precision)
+    engine = choose_engine(args.device, args.precision, args.sync_bn)
     data = task_data(settings, args)
     training, validation = split_off(settings, data.train)
     chosen = regularisation_images(settings, args, data) if settings.regularised else None
@@ -50,7 +50,8 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
     test = Evaluation.planned(settings, args, experiment, data) if args.attack and args.final_test else None
     if experiment.finished() and not args.ignore_existing:
         experiment.adopt()
-        note_source(experiment)
+        if group.current().leads:
+            note_source(experiment)
         print(f"{experiment.run} is already trained")
     else:
         train_anew(settings, args, experiment, data, training, validation, chosen, engine)
@@ -58,7 +59,7 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
         test.judge(engine)
 
 
-def choose_engine(device: str, precision: str) -> Engine:
+def choose_engine(device: str, precision: str, sync_bn: bool = False) -> Engine:
     """The engine; cuda:all is one device here, and a named kind that is not here becomes the CPU, as released."""
     if device == "cuda:all":
         print("note: --device cuda:all trains on one device", file=sys.stderr)
@@ -67,7 +68,7 @@ def choose_engine(device: str, precision: str) -> Engine:
     if device in here and not here[device]():
         print(f"note: there is no {device} device here: --device cpu", file=sys.stderr)
         device = "cpu"
-    return Engine.choose(device, precision)
+    return Engine.choose(device, precision, sync_bn)
 
 
 def split_off(settings: Settings, split: Split) -> tuple[Split, Split]:
@@ -126,7 +127,7 @@ def train_anew(settings: Settings, args: argparse.Namespace, experiment: Experim
     """Train from the start, or from where a killed run of the same configuration stopped."""
     network = make_network(settings, experiment.config["model"], data.image_shape)
     batches = make_batches(settings, training.to(engine.device), chosen, engine)
-    if args.ignore_existing:
+    if args.ignore_existing and group.current().leads:          # the others wait for it in `open`
         clear(experiment)
     experiment.open(network)
     said = "no regularisation"
@@ -144,7 +145,9 @@ def train_anew(settings: Settings, args: argparse.Namespace, experiment: Experim
                            {name: split.to(engine.device) for name, split in parts.items()}, engine)
     if before is not None:
         load_weights(network, experiment.weights / "best.pt")
-        write_similarities(experiment.folder / FILE, batches, before, network_similarities(network, batches))
+        after = network_similarities(network, batches)
+        if group.current().leads:
+            write_similarities(experiment.folder / FILE, batches, before, after)
     experiment.close(trained, engine, selected_on=SELECTED_ON)
 
 
@@ -172,7 +175,7 @@ def make_batches(settings: Settings, split: Split, chosen: Regularising | None, 
                  ) -> Batches | PairBatches:
     """The training batches, with pairs where there is regularisation."""
     classes = Batches(split, settings.resnet_batch_size, seed=settings.seed, channels_last=engine.channels_last,
-                      **augmentation(settings.task))
+                      **engine.shares, **augmentation(settings.task))
     return classes if chosen is None else pair_batches(settings, classes, chosen.images)
 
 

@@ -89,9 +89,12 @@ def crew_of(batches: BatchSource) -> group.Group:
 
 
 def statistics(*networks: nn.Module | None) -> list[Tensor]:
-    """The running statistics of batch norms, which rank 0 gives all after each step."""
-    return [buffer for network in networks if network is not None for module in network.modules()
-            if isinstance(module, _NormBase) for buffer in module.buffers(recurse=False)]
+    """The running statistics of batch norms, which rank 0 gives all after each step, and what else a module's
+    `statistics()` names as such."""
+    modules = [module for network in networks if network is not None for module in network.modules()]
+    own = [tensor for module in modules if hasattr(module, "statistics") for tensor in module.statistics()]
+    return own + [buffer for module in modules if isinstance(module, _NormBase)
+                  for buffer in module.buffers(recurse=False)]
 
 
 def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedule: Schedule, optim: SGD, epochs: int,

@@ -94,12 +94,12 @@ class Group:
         """What this rank's mean of a batch counts for (`Share.weight`)."""
         return 1.0 if share is None else share.weight(self.ranks)
 
-    def mean(self, share: Share | None = None) -> Callable[[Tensor], Tensor]:
+    def mean(self, share: Share | None = None) -> Callable[..., Tensor]:
         """`StepContext.mean` for a batch of which this rank has `share`."""
-        return local_mean if self.ranks == 1 else partial(self._mean, self.weight(share))
+        return local_mean if self.ranks == 1 else partial(self._mean, share)
 
-    def _mean(self, weight: float, values: Tensor) -> Tensor:
-        return _OfAll.apply(weight * values.mean(), self.ranks)
+    def _mean(self, usual: Share | None, values: Tensor, share: Share | None = None) -> Tensor:
+        return _OfAll.apply(self.weight(share or usual) * values.mean(), self.ranks)
 
     @property
     def total(self) -> Callable[[Tensor], Tensor]:

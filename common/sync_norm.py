@@ -67,11 +67,26 @@ KINDS = {nn.BatchNorm1d: SynchronisedBatchNorm1d, nn.BatchNorm2d: SynchronisedBa
 
 
 def synchronise(network: nn.Module) -> nn.Module:
-    """Let the batch norms of a network, which stay the same objects, take the statistics of all ranks; in place."""
+    """Let the batch norms of a network, which stay the same objects, take the statistics of all ranks; in place.
+
+    A module with statistics of its own kind says so by an attribute `synchronised`, which becomes True.
+    """
     for module in network.modules():
         if type(module) in KINDS:
             module.__class__ = KINDS[type(module)]
+        elif hasattr(module, "synchronised"):
+            module.synchronised = True
     return network
+
+
+@torch.no_grad()
+def channel_means(x: Tensor, of_all: bool) -> Tensor:
+    """(C,) the mean per channel of x (n,C,...), over the images of this rank, or of all ranks together."""
+    places = [0, *range(2, x.dim())]
+    if not of_all or group.current().ranks == 1:
+        return x.mean(places)
+    total = group.current().total(torch.cat((x.sum(places), x.new_full((1,), x.numel() // x.shape[1]))))
+    return total[:-1] / total[-1]
 
 
 def columns(values: Tensor, x: Tensor) -> Tensor:

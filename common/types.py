@@ -51,7 +51,7 @@ class LossOut(NamedTuple):
     logs: dict[str, Tensor]
 
 
-def local_mean(values: Tensor) -> Tensor:
+def local_mean(values: Tensor, share: Share | None = None) -> Tensor:
     """The mean over the batch where there is one process."""
     return values.mean()
 
@@ -76,7 +76,8 @@ class StepContext:
     `attacking(model, training)` is a context manager that yields the network to attack: parameters frozen, in the
     mode asked for, on the fastest path that the engine trusts.
     `mean` is a differentiable mean over the *global* batch, for losses that are not linear in the batch mean.  A loss
-    must be the same number on every rank: gradients are averaged over the ranks after the backward pass.
+    must be the same number on every rank: gradients are averaged over the ranks after the backward pass.  Values of
+    another stream than the images (pairs) go with the `share` that they are: mean(values, share).
     `total` adds a tensor up over all ranks, without a gradient; `first` gives (1,), the first value of the global
     batch.  Every rank must call `mean`, `total` and `first` equally often, in the same order.
     `synchronised`: batch norms take the statistics of all ranks, so every rank must pass equally often in train mode.
@@ -89,7 +90,7 @@ class StepContext:
     progress: float = 0.0      # epochs done, fractional
     lr: float = 0.0
     average: nn.Module | None = None
-    mean: Callable[[Tensor], Tensor] = local_mean
+    mean: Callable[..., Tensor] = local_mean
     total: Callable[[Tensor], Tensor] = local_total
     first: Callable[[Tensor], Tensor] = local_first
     attacking: Callable[[nn.Module, bool], AbstractContextManager[nn.Module]] | None = None

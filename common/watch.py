@@ -92,8 +92,10 @@ class Watch:
                 self.left.set()
                 if say:
                     print(say, file=sys.__stderr__, flush=True)
-                self.asking.set("status", str(status))
-                self._linger("told", self.place.ranks - 1)
+                # The store goes with rank 0, which may hear, and end, before this one has seen that it did.
+                with suppress(*BROKEN):
+                    self.asking.set("status", str(status))
+                    self._linger("told", self.place.ranks - 1)
                 end(status)
         deadline = time.monotonic() + 2 * LINGER
         while self.status is None and time.monotonic() < deadline:        # another was first

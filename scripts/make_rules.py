@@ -144,10 +144,11 @@ def for_make(words: list[str]) -> str:
 
 
 # What stands before a script.  torchrun, also behind other words such as srun's, starts Python itself, and is the one
-# of the Python that is used; any other LAUNCH starts Python.
+# of the Python that is used; -- keeps it from taking our --run for its own --run-path.  Any other LAUNCH starts Python.
 STARTER = (
     "TORCHRUN := $(filter torchrun %/torchrun torch.distributed.run,$(LAUNCH))",
-    "START = $(if $(TORCHRUN),$(patsubst torchrun,$(PYTHON) -m torch.distributed.run,$(LAUNCH)),$(LAUNCH) $(PYTHON))")
+    "START = $(if $(TORCHRUN),$(patsubst torchrun,$(PYTHON) -m torch.distributed.run,$(LAUNCH)) --,"
+    "$(LAUNCH) $(PYTHON))")
 
 
 def rules(steps: list[Step], folders: Folders, budget: str) -> str:

@@ -26,20 +26,29 @@ ADARAT = f"{UNTESTED} --augment False --n_train 45 --batch_size 20 --epoch 2 --s
 BOTH = "--FixRAT True --AdaRAT True"
 DYART = f"{UNTESTED} --augment false --batch-size 20 --epochs 2 --iter_FAB 3 --attack-iter 1"
 BURN_IN = f"{DYART} --clean_training true --n_train 500 --lr 0.05"
+# Long enough for images to have a boundary near them; so long that rounding would set one process and two apart.
+GROWN = f"{DYART} --clean_training true --n_train 1200 --lr 0.1".replace("--epochs 2", "--epochs 12")
 RPAT = f"{UNTESTED} --n_train 45 --batch_size 20 --epochs 2 --n_iters 2 --save_step 0"
 SOTA = f"{UNTESTED} --epochs 2 --warmup-epochs 1 --stage1 1 --stage2 2 --n_train 45 --batch-size 20 --attack-iters 2"
+# Batch norm of a handful of numbers would make rounding large.
+BRAINREG = ("--data digits --base_channels 4 --precision fp32 --budget smoke --device cpu --sync_bn --attack False "
+            "--epoch_num 2 --n_train 115 --resnet_batch_size 60 --n_epoch_test 20 --lr 0.001 --reg_image_num 40 "
+            "--reg_batch_size 25 --reg_thresh 0.3 --reg_alpha 0.1")
 RUNS = {
     "adarat": {"pgd-at": f"PGD-AT {ADARAT}", "pgd-at-adarat": f"PGD-AT {ADARAT} {BOTH}",
                "trades-adarat": f"TRADES {ADARAT} {BOTH}", "fat": f"FAT {ADARAT} --FixRAT True", "dat": f"DAT {ADARAT}",
                "st": f"ST {ADARAT}",
                "iad": f"IAD {ADARAT} {BOTH} --begin 1 --teacher_robust_name pgd-at --teacher_standard_name st",
                "generalist": f"Generalist {UNTESTED} --augment False --n_train 151 --epochs 2 {BOTH}"},
-    "dyart": {"burn-in": BURN_IN, "dyart": f"{DYART} --DyART true --n_train 45 --pretrained burn-in --observe 20",
+    "dyart": {"burn-in": BURN_IN, "dyart": f"{DYART} --DyART true --n_train 45 --pretrained grown --observe 20",
               "trades": f"{DYART} --DyART false --beta 6 --n_train 45"},
     "rpat": {"pgd-at": f"{RPAT} --RA", "consistency": f"{RPAT} --RA --consistency",
              "l1": f"{RPAT} --RA --distance L1", "mart": f"{RPAT} --RA --mode adv_mart --distance L2"},
+    "brainreg": {"pairs": BRAINREG, "not-boosted": f"{BRAINREG} --no-reg_boosting"},
     "RPAT++": {"rpatpp": f"{SOTA} --val", "cutmix": f"{SOTA} --cutmix --eval-train-robust"},
     "ReBAT": {"rebat": f"{SOTA} --norm l_2 --epsilon 128 --pgd-alpha 15 --restarts 2"}}
+
+FIRST = {"dyart": {"grown": GROWN}}              # by one process, for both
 
 
 def commands(folder, runs, more=()):
@@ -69,12 +78,16 @@ LOOSE = 2e-3
 
 @pytest.mark.parametrize("paper", RUNS)
 def test_two_processes_train_as_one(tmp_path, paper):
-    runs = {paper: RUNS[paper]}
+    runs, given = {paper: RUNS[paper]}, FIRST.get(paper, {})
+    for entry in commands(tmp_path / "one", {paper: given}):
+        ranks.train(*entry)
+    if given:
+        shutil.copytree(tmp_path / "one", tmp_path / "two")
     for entry in commands(tmp_path / "one", runs):
         ranks.train(*entry)
     ranks.together([ranks.__file__, written(tmp_path / "runs.json", commands(tmp_path / "two", runs))])
     one, two = weights_in(tmp_path / "one"), weights_in(tmp_path / "two")
-    assert one.keys() == two.keys() and len({path.parent.name for path in one}) == len(RUNS[paper])
+    assert one.keys() == two.keys() and len({path.parent.name for path in one}) == len({**RUNS[paper], **given})
     apart = {}
     for name, path in one.items():
         first, second = read_state(path), read_state(two[name])
@@ -89,7 +102,7 @@ def test_two_processes_train_as_one(tmp_path, paper):
             alone, shared = (np.load(place / path.parent.relative_to(tmp_path / "one") / "dynamics.npz")
                              for place in (tmp_path / "one", tmp_path / "two"))
             np.testing.assert_allclose(alone["radius"], shared["radius"], atol=LOOSE)
-    for name in one:
+    for name in (name for name in one if name.parent.name not in given):
         record = json.loads((tmp_path / "two/results" / name.relative_to("weights").parent / "train.json").read_text())
         assert record["environment"]["ranks"] == 2 and record["environment"]["engine"]["sync_bn"] is True
         assert record["weights"][name.stem]["sha256"] == sha256_of(two[name])
@@ -128,7 +141,7 @@ def typed(words, **more):
     return done.stdout
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
 
 
 def test_torchrun_trains_and_evaluates_and_one_process_finds_the_same_flags(tmp_path):

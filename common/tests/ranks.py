@@ -31,7 +31,8 @@ def start(words, ranks=2, own=None):
     """The processes of `python words...`; own: rank -> its words of the environment."""
     own = own or torchruns(ranks)
     given = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
-    given |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
+    given |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TORCH_CPP_LOG_LEVEL": "ERROR",
+              "PYTHONPATH": str(ROOT)}
     return [subprocess.Popen([sys.executable, *map(str, words)], env=given | own(rank), stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True) for rank in range(ranks)]
 
@@ -70,6 +71,11 @@ def train(paper, words):
     elif paper == "rpat":
         from rpat import flags
         from rpat.training import train as run
+        args = flags.parser().parse_args(words)
+        run(flags.settings_of(args), args)
+    elif paper == "brainreg":
+        from brainreg import flags
+        from brainreg.training import train as run
         args = flags.parser().parse_args(words)
         run(flags.settings_of(args), args)
     else:

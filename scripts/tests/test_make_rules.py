@@ -250,10 +250,10 @@ def test_dry_run_shows_the_commands_and_does_nothing(clone):
 
 
 @pytest.mark.parametrize(("launch", "start"), [
-    ("torchrun --nproc-per-node 8", f"{sys.executable} -m torch.distributed.run --nproc-per-node 8"),
-    ("/opt/bin/torchrun -n 2", "/opt/bin/torchrun -n 2"),
-    ("srun --nodes 2 torchrun --nnodes 2", f"srun --nodes 2 {sys.executable} -m torch.distributed.run --nnodes 2"),
-    ("python3 -m torch.distributed.run -n 2", "python3 -m torch.distributed.run -n 2"),
+    ("torchrun --nproc-per-node 8", f"{sys.executable} -m torch.distributed.run --nproc-per-node 8 --"),
+    ("/opt/bin/torchrun -n 2", "/opt/bin/torchrun -n 2 --"),
+    ("srun --nodes 2 torchrun --nnodes 2", f"srun --nodes 2 {sys.executable} -m torch.distributed.run --nnodes 2 --"),
+    ("python3 -m torch.distributed.run -n 2", "python3 -m torch.distributed.run -n 2 --"),
     ("srun --comment='a  b' --ntasks 8", f"srun --comment='a  b' --ntasks 8 {sys.executable}")])
 def test_launch_starts_trainings_and_evaluations(clone, launch, start):
     """torchrun starts Python itself; whatever else stands in LAUNCH starts Python."""
