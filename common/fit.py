@@ -16,6 +16,7 @@ from torch import nn
 
 from common import checkpoint, ema
 from common.engine import Engine
+from common.fast_check import FastCheck
 from common.files import sha256_of
 from common.journal import Journal, progress
 from common.seeds import fold
@@ -102,7 +103,9 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
     judged = averaged if averaged is not None else model
     keeps = {name: model if name in online else judged for name in select}
     optimiser = optim.build(model)
-    parts = {"model": model, "optimiser": optimiser, **({"average": averaged} if averaged is not None else {})}
+    check = FastCheck(engine, {"the average": averaged, **objective.modules(), "the model": model})
+    parts = {"model": model, "optimiser": optimiser, **({"average": averaged} if averaged is not None else {}),
+             "fast_check": check}
     journal = Journal(out=out, weights=weights, identity=identity, parts=parts, device=engine.device)
     resumed = journal.restore()
     network = engine.runner(model)
@@ -126,6 +129,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
             context = StepContext(generator=seeded_step(generator, seed, step), epoch=epoch, step=step,
                                   steps_per_epoch=len(batches), progress=at, lr=hyper.lr, average=averaged,
                                   attacking=engine.attacking)
+            context = check.guard(context, batch)
             model.train()
             if before_step:
                 before_step(network, batch, context)
