@@ -21,13 +21,14 @@ from common.attacks.balls import ball
 from common.data.batches import augment
 from common.data.splits import Split, to_float
 from common.errors import UserError
-from common.evaluation import autoattack, changing
+from common.evaluation import autoattack, changing, fast_search
 from common.evaluation.judging import Network, allowed, correct, judged, seeded, weights_sha256
 from common.evaluation.kinds import CHANGED_KINDS, STRENGTH_KINDS, TRANSFERRED, unusual_size
 from common.evaluation.ledger import Chunk, Ledger, ledger_path
 from common.evaluation.measuring import Measuring, values_of
 from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
 from common.evaluation.runners import Runner, runner_for
+from common.evaluation.searches import KIND as FAST
 from common.evaluation.transferred import Source
 from common.seeds import fold
 
@@ -156,6 +157,7 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
     """Run one evaluator from the first chunk that the ledger lacks to its last one."""
     done = ledger.chunks[evaluator.name]
     first, standing = sum(len(chunk.flags) for chunk in done), sum(int(chunk.flags.sum()) for chunk in done)
+    shares = getattr(runner, "shares", {})
     with tqdm(total=count, initial=first, desc=evaluator.name, unit="img", disable=None if progress else True) as bar:
         for number in range(len(done), -(-count // plan.chunk)):
             begin, started = number * plan.chunk, time.monotonic()
@@ -169,12 +171,15 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
             with seeded(chunk_seed):         # for a network that draws numbers itself
                 for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size, arrays):
                     survivors[stage] = int(flags.sum())
+                    # Within a chunk too, so that the bar knows the time left of one that takes an hour.
+                    behind = sum(shares.get(name, 0) for name in survivors)
+                    bar.update(begin + int(behind * len(y) + 1e-9) - bar.n)
                     # What stands now can still fall: an upper bound on the accuracy of the images seen so far.
                     bar.set_postfix_str(f"{stage}: at most {(standing + survivors[stage]) / where.stop:.1%} robust")
             standing += survivors[stage]
             numbers = {name: array.cpu().numpy() for name, array in arrays.items()}
             ledger.append(evaluator.name, Chunk(flags.cpu().numpy(), survivors, time.monotonic() - started, numbers))
-            bar.update(len(y))
+            bar.update(where.stop - bar.n)
 
 
 def verdicts(network: Network, runner: Runner | Measuring, evaluator: Evaluator, x: Tensor, y: Tensor, seed: int,
@@ -196,6 +201,7 @@ def verdicts(network: Network, runner: Runner | Measuring, evaluator: Evaluator,
             x_adv = allowed(threat, x[standing], attack(standing))
             flags = flags.clone()
             flags[standing] = correct(network, x_adv, y[standing], batch_size)
+        arrays.update(getattr(runner, "arrays", {}))
         yield stage, flags
 
 
@@ -277,6 +283,8 @@ def preflight(network: Network, split: Split, plan: Plan, device: torch.device) 
     for evaluator in plan.evaluators:
         if evaluator.kind.endswith("autoattack"):
             autoattack.check_classes(classes)
+        if evaluator.kind == FAST:
+            fast_search.check(evaluator, network.model, device)
         if evaluator.kind == "pgd" and evaluator.setting("loss") == "dlr" and classes < 3:
             raise UserError(f"evaluator {evaluator.name!r}: the DLR loss needs at least 3 classes; this model has "
                             f"{classes}")
