@@ -8,9 +8,10 @@ original's way: float32, contiguous NCHW, eager, parameters left trainable durin
 DataLoader with one worker and PIL transforms.  Whether the released code takes the gradient by loss.backward() is not
 known; it is taken by torch.autograd.grad, which is the cheaper for them.
 
-Images are random bytes (speed does not depend on what they show).  A round times a block of each way, one after the
-other; the ratio is that of the median images per second.  Useful operations: 2 per multiply-add of convolutions and
-linear layers, products with zero padding left out; a step of N attack steps is N*2 + 3 forward passes' worth.
+Images are random bytes (speed does not depend on what they show), but for AutoAttack's, whose work depends on what
+falls.  A round times a block of each way, one after the other; the ratio is that of the median images per second.
+Useful operations: 2 per multiply-add of convolutions and linear layers, products with zero padding left out; a step of
+N attack steps is N*2 + 3 forward passes' worth.
 """
 
 import copy
@@ -328,8 +329,9 @@ def main(argv: list[str] | None = None) -> int:
         iterations=6 if quick else 20, learn=8 if quick else 15, projections=2 if on_cpu else 20)
     brainreg = brainreg_bench.Settings(batch=args.batch or 64, rounds=settings.rounds,
                                        limit=None if args.rounds else 15 if quick else 60)
+    usual = {} if on_cpu else {"images": 250, "model": "resnet18"}
     autoattack = bench_autoattack.Settings(rounds=settings.rounds, limit=dyart.limit, **(
-        {"images": 16, "iterations": 2, "queries": 50} if quick else {} if on_cpu else {"images": 250}))
+        {"images": 16, "iterations": 2, "queries": 50} if quick else usual))
     parts = Parts(dyart, brainreg, autoattack)
     record = {"schema": 1, "settings": asdict(settings),
               **{f"{name}_settings": asdict(part) for name, part in parts._asdict().items()},
