@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import fit
+from common.attacks.projection import project_linf
 from common.benchmark import Timings, learnt_by_heart, peak_bytes, repeat, rounds, sentence, summary
 from common.engine import Engine
 from common.types import Batch, StepContext
 from dyart.boundary import FAB, SHORTEST
 from dyart.method import CORRECT, DEEPEST, Boundary, DyART, closeness, near_optimal
-from dyart.projection import project_linf
 
 
 @dataclass(frozen=True, kw_only=True)

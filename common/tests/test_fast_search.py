@@ -99,8 +99,9 @@ def test_what_the_view_alone_believes_fooled_is_attacked_again_in_float32(tiny, 
     exact = dict(Official(Evaluator("e", "autoattack", eps=EPS["linf"], settings=SHORT), tiny, 10, CPU)(x, y, 5))
     stages = list(search(x, y, 5))
     extra = [f"float32 {name}" for name in exact]
-    assert [name for name, _ in stages] == ([*exact, *extra] if finish else [
-        "apgd-ce", "apgd-t", "float32 apgd-t", "fab-t", "square"])
+    assert [name for name, _ in stages] == ["brief apgd-ce", *([*exact, *extra] if finish else [
+        "apgd-ce", "apgd-t", "float32 apgd-t", "fab-t", "square"])]
+    assert torch.equal(stages.pop(0)[1](standing), x[standing])
     # The view is wrong on every clean image: it would attack none of them.
     for name, stage in stages:
         if name == "float32 apgd-t" and not finish:
@@ -147,8 +148,8 @@ def test_the_record_of_a_short_search(tiny, tmp_path):
     plain, quick, first = run(tiny, split, tmp_path, Evaluator("plain", "autoattack", eps=EPS["linf"], settings=SHORT),
                               fast(), fast(name="first", finish=True))
     stages = ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert list(quick.survivors) == ["clean", *stages[:2], "float32 apgd-t", *stages[2:]]
-    assert list(first.survivors) == ["clean", *stages, *(f"float32 {name}" for name in stages)]
+    assert list(quick.survivors) == ["clean", "brief apgd-ce", *stages[:2], "float32 apgd-t", *stages[2:]]
+    assert list(first.survivors) == ["clean", "brief apgd-ce", *stages, *(f"float32 {name}" for name in stages)]
     for result in (quick, first):
         left = list(result.survivors.values())
         assert left == sorted(left, reverse=True) and left[-1] == result.robust > 0
@@ -200,6 +201,32 @@ def test_tf32_is_switched_on_for_the_search_alone(tiny, monkeypatch):
     assert all(each.dtype == torch.float32 for each in view.parameters())
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_projections_of_our_own_find_what_the_official_ones_find(tiny, norm):
+    split, standing = noise(tiny, 16), torch.tensor([1, 2, 3, 4, 5, 6, 7, 8])
+    x, y = to_float(split.images), split.labels
+    plain, ours = (Official(Evaluator("e", "autoattack", norm, 2 * EPS[norm], settings=SHORT), tiny, 10, CPU)
+                   for _ in range(2))
+    fast_search.project_by_ours(ours.stages["fab-t"])
+    ends = [Official.run(each.stages["fab-t"], x, y, 5, standing) for each in (plain, ours)]
+    assert (ends[0] != x[standing]).any() and not torch.equal(*ends)
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
+
+
+def test_what_falls_to_a_tenth_of_the_first_attack_is_spared_the_rest(tiny, tmp_path, monkeypatch):
+    asked, whole = [], Official.run
+
+    def run_of(attack, x, y, seed, standing):
+        asked.append((type(attack).__name__, attack.n_iter, len(standing)) if hasattr(attack, "n_iter") else None)
+        return whole(attack, x, y, seed, standing)
+    monkeypatch.setattr(Official, "run", staticmethod(run_of))
+    strong = fast(iterations=40)
+    result, = run(tiny, noise(tiny, 14), tmp_path, Evaluator("f", strong.kind, eps=0.05, settings=strong.settings))
+    brief, first = asked[:2]
+    assert brief[0] == first[0] == "APGDAttack" and (brief[1], first[1]) == (4, 40)
+    assert brief[2] == result.survivors["clean"] > first[2] == result.survivors["brief apgd-ce"]
+
+
 # --- the bar ---
 
 def test_the_bar_moves_on_within_a_chunk(tiny, tmp_path, monkeypatch):
@@ -215,12 +242,12 @@ def test_the_bar_moves_on_within_a_chunk(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "tqdm", Bar)
     evaluate(tiny, noise(tiny, 28), Plan("p", (fast(), fast(name="first", finish=True)), chunk=14), seed=3,
              device="cpu", work=tmp_path)
-    # Of 384 passes' worth apgd-ce takes 12, apgd-t 108 and in float32 72, FAB 162, Square 30.
-    of_14 = [int(14 * share / 384) for share in (0, 12, 120, 192, 354)] + [14]
-    assert [n for n, _ in places[:12]] == [*of_14, *(14 + n for n in of_14)]
-    assert len(places) == 12 + 18 and places[5][1].startswith("square: at most ")
-    assert places[12][0] == 0 and places[20][0] == 14 and [n for n, _ in places[12:21]] == sorted(
-        n for n, _ in places[12:21])
+    # Of 390 passes' worth the brief apgd-ce takes 6, apgd-ce 12, apgd-t 108 and in float32 72, FAB 162, Square 30.
+    of_14 = [int(14 * share / 390) for share in (0, 6, 18, 126, 198, 360)] + [14]
+    assert [n for n, _ in places[:14]] == [*of_14, *(14 + n for n in of_14)]
+    assert len(places) == 14 + 20 and places[6][1].startswith("square: at most ")
+    assert places[14][0] == 0 and places[23][0] == 14 and [n for n, _ in places[14:24]] == sorted(
+        n for n, _ in places[14:24])
 
 
 def test_the_nearest_classes_are_tried_in_float32_too(tiny):
