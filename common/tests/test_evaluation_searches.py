@@ -1,5 +1,7 @@
 """Names of searches, of the plans and evaluators that use them, and their own columns in tables.  No torch."""
 
+from dataclasses import replace
+
 import pytest
 
 from common.cells import cell, result_of
@@ -116,8 +118,8 @@ def run_with(folder, **plans):
     return read_runs(folder)
 
 
-def table_of(runs):
-    grid = build(TABLE, runs, (), "cifar10", "short").grids[0]
+def table_of(runs, table=TABLE):
+    grid = build(table, runs, (), "cifar10", "short").grids[0]
     return {row[0]: dict(zip(grid.header[4:], [text.split(" ")[0] for text in row[4:]], strict=True))
             for row in grid.rows}
 
@@ -152,6 +154,16 @@ def test_the_plan_itself_counts_before_one_that_repeats_it_with_another_search(t
     run, = run_with(tmp_path, again={"clean": 0.9})
     with pytest.raises(ValueError, match="two plans judge clean"):
         result_of(run, "clean")
+
+
+def test_an_order_of_plans_goes_before_the_search(tmp_path):
+    run, = run_with(tmp_path, paper_fast={"clean": 0.7, "AA (fast search)": 0.42}, small={"clean": 0.8})
+    assert [result_of(run, "clean", plans)[0].plan for plans in (("paper*", "*"), ("small*", "*"), ("*",))] == [
+        "paper-fast", "small", "small"]
+    some = replace(TABLE, plans=("small*",))
+    assert "AA (fast search) (n=200)" in table_of([run])["A"]
+    assert "AA (fast search) (n=200)" not in table_of([run], some)["A"]
+    assert "AA (fast search) (n=200)" in table_of([run], replace(TABLE, plans=("small", "paper*")))["A"]
 
 
 def test_a_cell_never_holds_two_searches(tmp_path):
