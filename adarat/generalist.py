@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from common import ema
 from common.engine import Engine
+from common.fast_check import FastCheck
 from common.fit import SGD, BatchSource, TrainRecord, crew_of, finish, seeded_step, set_hyper, statistics
 from common.journal import Journal, progress
 from common.schedules import interpolate
@@ -99,6 +100,8 @@ def fit_generalist(*, network: nn.Module, at: Objective, st: Objective, batches:
     five = Quintet(network)
     optimisers = {"at": at_optim.build(five.at), "st": st_optim.build(five.st)}
     parts = {**five.networks(), **{f"{name}_optimiser": optimiser for name, optimiser in optimisers.items()}}
+    check = FastCheck(engine, {"the AT learner": five.at, "the ST learner": five.st})
+    parts["fast_check"] = check
     journal = Journal(out=out, weights=weights, identity=identity, parts=parts, device=engine.device)
     journal.restore()
     runners = {"at": engine.runner(five.at), "st": engine.runner(five.st)}
@@ -116,6 +119,7 @@ def fit_generalist(*, network: nn.Module, at: Objective, st: Objective, batches:
             context = StepContext(generator=seeded_step(generator, seed, step, crew.rank), epoch=epoch - 1, step=step,
                                   steps_per_epoch=len(batches), progress=epoch - 1 + index / len(batches), lr=lr,
                                   attacking=engine.attacking, **crew.of_step(batch.share, engine.sync_bn))
+            context = check.guard(context, batch)
             log: dict[str, Tensor] = {}
             for name, objective in (("at", at), ("st", st)):
                 getattr(five, name).train()

@@ -8,6 +8,7 @@ from typing import Any
 from adarat.settings import DATASETS, METHODS, VARIANTS, Settings
 from common.errors import UserError
 from common.evaluation.plans import Evaluator, Plan
+from common.evaluation.searches import searchable
 from common.runs import Column, Cost, Judgement, Row, Run, Table
 
 DEFAULT_PLAN = "paper-adarat"                # what the final test measures
@@ -70,11 +71,13 @@ def run_name(method: str, variant: str, budget: str, seed: int) -> str:
     return f"{method.lower()}{suffix}_{budget}_s{seed}"
 
 
+@searchable
 def plan_named(name: str, settings: Settings) -> Plan:
     """The final test: clean, FGSM, PGD-10, PGD-20, PGD-50, CW-20, AutoAttack on all test images.
 
     `paper-adarat-N` uses the first N images, `paper-adarat-N-M` the first M of them for AutoAttack.  epsilon and step
-    size are the run's.  Measuring quirks of the settings change what is measured and under which name.
+    size are the run's.  Measuring quirks of the settings change what is measured and under which name.  A name that
+    ends in -fast or -fast-float32 has AutoAttack by another search (common.evaluation.searches).
     """
     match = re.fullmatch(r"paper-adarat(?:-(\d+)(?:-(\d+))?)?", name)
     if match is None:

@@ -6,6 +6,7 @@
     corruptions-brainreg[-N]        clean, and our own corruptions in every severity
     small-eps[-N[-M]]               beyond the paper: clean, PGD-20 in small L-inf balls, on the first M (N if it is not
                                     given; 0: not at all) AutoAttack in the smaller ones of them
+    small-eps...-fast[-float32]     AutoAttack by another search, under its own name (common.evaluation.searches)
 
 TransferredFGSM takes the gradients of an unregularised run of the same task, which a run's record names (`needs`, from
 --transfer_id), and is left out where none is named.  The released code draws the boundary attack's images at random;
@@ -22,6 +23,7 @@ from brainreg.settings import Settings
 from common.errors import UserError
 from common.evaluation.corruptions import own_plan
 from common.evaluation.plans import Evaluator, Plan
+from common.evaluation.searches import searchable
 
 # Attack -> kind of evaluator, and the largest eps of each task; other tasks have MNIST's.
 ATTACKS = {"Gaussian": "gaussian-noise", "Uniform": "uniform-range-noise", "SaltPepper": "salt-pepper-noise",
@@ -43,6 +45,7 @@ _CORRUPTIONS = re.compile(r"corruptions-brainreg(?:-(\d+))?")
 _SMALL = re.compile(r"small-eps(?:-(\d+)(?:-(\d+))?)?")
 
 
+@searchable
 def plan_named(name: str, settings: Settings, *, low: float = 0.0, high: float = 1.0, n_test: int | None = None,
                source: str | None = None) -> Plan:
     """The plan that a name stands for (see above); UserError for a name that stands for none.

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from common.engine import Engine
 from common.render import DASH
 
 
@@ -109,6 +110,28 @@ def forward_operations(network: nn.Module, size: int = 32) -> int:
     with torch.no_grad():
         twin(torch.zeros(1, 3, size, size))
     return total
+
+
+def learnt_by_heart(network: nn.Module, engine: Engine, x: Tensor, y: Tensor, steps: int) -> nn.Module:
+    """The network after some steps on one batch, so that its images are on the right side and there is a boundary.
+
+    Its batch norms end with the batch's own statistics, and keep them.
+    """
+    runner = engine.runner(engine.place(network))
+    optimiser = torch.optim.SGD(network.parameters(), 0.02, 0.9)
+    network.train()
+    for _ in range(steps):
+        optimiser.zero_grad()
+        F.cross_entropy(runner(x), y).backward()
+        optimiser.step()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for momentum in (1.0, 0.0):
+        for module in norms:
+            module.momentum = momentum
+        if momentum:
+            with torch.no_grad():
+                network(x)
+    return network
 
 
 def repeat(times: int, run: Callable[..., Any], *values: Any) -> None:

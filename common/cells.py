@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from common.evaluation.searches import preference
 from common.records import EvalRecord, RunRecord
 from common.stats import FORMULAS, Paired, combined, mean_sd, paired, wilson
 
@@ -97,18 +98,19 @@ def _training(run: RunRecord, per_seed: Sequence[str]) -> str:
 def result_of(run: RunRecord, evaluator: str, plans: Sequence[str] = ()) -> tuple[EvalRecord, dict[str, Any]] | None:
     """The record and result of one evaluator; None if there is none.  One that judged other weights than the
     training left is passed over; of plans that both have it the one that stands first in `plans` (see
-    `common.runs.Table`) counts, and without an order between them they are a ValueError that names them."""
-    found = [(rank, record, record.results[evaluator]) for record in run.evals.values()
-             if (rank := _rank(record.plan, plans)) is not None
+    `common.runs.Table`) counts, beside it one with another search than float32 does not (it repeats the plan's other
+    evaluators), and without an order between them they are a ValueError that names them."""
+    found = [((rank, preference(record.results.values())), record, record.results[evaluator])
+             for record in run.evals.values() if (rank := rank_of(record.plan, plans)) is not None
              and evaluator in record.results and not stale(run, record)]
-    first = min((rank for rank, *_ in found), default=0)
-    chosen = [(record, result) for rank, record, result in found if rank == first]
+    first = min((place for place, *_ in found), default=(0, 0))
+    chosen = [(record, result) for place, record, result in found if place == first]
     if len(chosen) > 1:
         raise ValueError(f"two plans judge {evaluator}: " + ", ".join(str(record.path) for record, _ in chosen))
     return chosen[0] if chosen else None
 
 
-def _rank(plan: str, plans: Sequence[str]) -> int | None:
+def rank_of(plan: str, plans: Sequence[str]) -> int | None:
     """Position in `plans` of the pattern (`small-*`) that a plan's name fits first, names without a star being equal;
     None if it fits none."""
     if not plans:

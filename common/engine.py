@@ -99,14 +99,19 @@ class Engine:
         return Runner(network, self)
 
     @contextmanager
-    def attacking(self, model: nn.Module, training: bool = False) -> Iterator[nn.Module]:
+    def attacking(self, model: nn.Module, training: bool = False, fast: bool = True) -> Iterator[nn.Module]:
         """Yield the network to attack: parameters frozen, in train or eval mode, on the fastest path that works.
+
+        Not `fast`: on the plain path, the network itself in float32 (see common.fast_check).
 
         In eval mode the fast path folds batch norm into the convolutions and keeps bf16 copies of the weights; in
         train mode it keeps bf16 copies and shares the batch norms, whose statistics move as the plain path's do.
         """
         network = model.network if isinstance(model, Runner) else model
         with mode(network, training=training), frozen(network):
+            if not fast:
+                yield network
+                return
             view = self._view(network, training)
             yield self.runner(network) if view is None else view
 

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from common import ema, group
 from common.engine import Engine
+from common.fast_check import FastCheck
 from common.files import sha256_of
 from common.journal import Journal, progress
 from common.seeds import fold
@@ -127,7 +128,9 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
     judged = averaged if averaged is not None else model
     keeps = {name: model if name in online else judged for name in select}
     optimiser = optim.build(model)
-    parts = {"model": model, "optimiser": optimiser, **({"average": averaged} if averaged is not None else {})}
+    check = FastCheck(engine, {"the average": averaged, **objective.modules(), "the model": model})
+    parts = {"model": model, "optimiser": optimiser, **({"average": averaged} if averaged is not None else {}),
+             "fast_check": check}
     journal = Journal(out=out, weights=weights, identity=identity, parts=parts, device=engine.device)
     resumed = journal.restore()
     network = engine.runner(model)
@@ -153,6 +156,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
             context = StepContext(generator=seeded_step(generator, seed, step, crew.rank), epoch=epoch, step=step,
                                   steps_per_epoch=len(batches), progress=at, lr=hyper.lr, average=averaged,
                                   attacking=engine.attacking, **crew.of_step(batch.share, engine.sync_bn))
+            context = check.guard(context, batch)
             model.train()
             if before_step:
                 before_step(network, batch, context)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import UserError
+from common.evaluation.searches import SEARCHES
 
 TRUE = ("yes", "true", "t", "y", "1")
 FALSE = ("no", "false", "f", "n", "0")
@@ -119,6 +120,14 @@ def choose_quirks(text: str, kinds: Mapping[str, str]) -> tuple[str, ...]:
         else:
             raise UserError(f"--quirks {word}: unknown; there are {', '.join(sorted(kinds))}, all, none, default")
     return tuple(sorted(chosen))
+
+
+def add_search_flag(parse: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """--search of commands that evaluate by a plan; see common.evaluation.searches."""
+    parse.add_argument("--search", choices=tuple(SEARCHES), default="float32", help="how AutoAttack searches: float32 "
+                       "(the one called AutoAttack), fast (bf16, judged in float32: 'AA (fast search)'), fast+float32 "
+                       "(what fast leaves is searched in float32: 'AutoAttack (fast first)'), with tf32 instead of "
+                       "bf16 on CUDA; a plan's name may end so too: NAME-fast")
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:

@@ -62,7 +62,9 @@ class Journal:
             raise UserError(f"{path} belongs to another configuration: give this run another name (--run), "
                             "or move the old folder away")
         for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+            # A resume file may be older than the check of the attacks, which begins without a state.
+            if name in state["parts"] or part.state_dict():
+                part.load_state_dict(state["parts"][name])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.best, self.final = dict(state["best"]), state["final"]
         lines = len(read_metrics(self.metrics))

@@ -11,11 +11,12 @@ from typing import Any
 
 from common import reported as published
 from common.cells import Cell as Cell
-from common.cells import Combined, combination, judging, short, stale
+from common.cells import Combined, combination, judging, rank_of, short, stale
 from common.cells import cell as cell
 from common.cells import group as group
 from common.cells import result_of as result_of
 from common.curves import Averaged, Measured, averaged, difference, measured
+from common.evaluation.searches import columns_of
 from common.records import RunRecord
 from common.render import DASH, Grid
 from common.reported import Reported
@@ -41,6 +42,9 @@ def build(table: Table, runs: Sequence[RunRecord], reported: Sequence[Reported],
             and run.run["seed"] not in table.sources]
     table = replace(table, columns=table.special_columns.get(dataset, table.columns))
     grouped = {(row.method, row.variant): group(runs, row.method, row.variant, table.per_seed) for row in table.rows}
+    judged = {name for members in grouped.values() for run in members for record in run.evals.values()
+              if rank_of(record.plan, table.plans) is not None for name in record.results}
+    table = replace(table, columns=tuple(columns_of(table.columns, [row.suffix for row in table.rows], judged)))
     cells = {(row, column): _cell(grouped[row.method, row.variant], row, column, table.plans)
              for row in table.rows for column in table.columns}
     title = f"{table.title} on {dataset}, budget {budget}"

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import fit
-from common.benchmark import Timings, peak_bytes, repeat, rounds, sentence, summary
+from common.attacks.projection import project_linf
+from common.benchmark import Timings, learnt_by_heart, peak_bytes, repeat, rounds, sentence, summary
 from common.engine import Engine
 from common.types import Batch, StepContext
 from dyart.boundary import FAB, SHORTEST
 from dyart.method import CORRECT, DEEPEST, Boundary, DyART, closeness, near_optimal
-from dyart.projection import project_linf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Settings:
 
 
 def project_by_sorting(z: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """What `dyart.projection.project_linf` gives, z (B,n), w (B,n), b (B,), by sorting pixels by how far they may go.
+    """What `common.attacks.projection.project_linf` gives, z (B,n), w (B,n), b (B,), by sorting pixels by how far they may go.
 
     Up to its k-th stop the move covers stops_k * (rates that still move) + (what the stopped ones covered): the first
     stop that covers the gap bounds the interval in which the plane is met, and there it is met linearly.
@@ -163,28 +163,6 @@ class Ours:
         nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
         self.optimiser.step()
         return logs
-
-
-def learnt_by_heart(network: nn.Module, engine: Engine, x: Tensor, y: Tensor, steps: int) -> nn.Module:
-    """The network after some steps on one batch, so that its images are on the right side and there is a boundary.
-
-    Its batch norms end with the batch's own statistics, and keep them.
-    """
-    runner, optimiser = engine.runner(engine.place(network)), fit.SGD(weight_decay=0).build(network)
-    fit.set_hyper(optimiser, 0.02, 0.9)
-    network.train()
-    for _ in range(steps):
-        optimiser.zero_grad()
-        F.cross_entropy(runner(x), y).backward()
-        optimiser.step()
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for momentum in (1.0, 0.0):
-        for module in norms:
-            module.momentum = momentum
-        if momentum:
-            with torch.no_grad():
-                network(x)
-    return network
 
 
 def measure_projection(settings: Settings, device: torch.device, started: float, share: float) -> dict[str, Any]:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from common.attacks import ball, frozen, mode
+from common.attacks.projection import PROJECTIONS
 from common.engine import Runner
 from common.threads import by_rows
 from common.types import StepContext, local_first
-from dyart.projection import PROJECTIONS
 
 ScalarFunction = Callable[[Tensor, Tensor], Tensor]      # images (B,C,H,W), labels (B,) -> (B,)
 SHORTEST = 1e-8                                          # floor of a1 and a2

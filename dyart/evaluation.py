@@ -11,7 +11,8 @@ from common import commands
 from common.environment import ROOT, portable
 from common.errors import UserError, exit_cleanly
 from common.evaluation.plans import Plan
-from common.flags import Parser, choose_quirks, count, name, number
+from common.evaluation.searches import searched
+from common.flags import Parser, add_search_flag, choose_quirks, count, name, number
 from common.records import read_record
 from dyart import flags, original
 from dyart.original import Checkpoint
@@ -19,8 +20,8 @@ from dyart.plans import VERSIONS, attack_plan, eps_text, plan_named
 from dyart.settings import QUIRKS, Settings
 
 DOTS = "..."
-USED = {"norm_attack", "eps_eval", "fname_input", "batch_size_for_eval", "train", "version", "checkpoint", "n", "out",
-        "data", "data_dir", "allow_subset", "device", "quirks", "seed", "plan", "weights", "spec"}
+USED = {"norm_attack", "eps_eval", "fname_input", "batch_size_for_eval", "train", "version", "search", "checkpoint",
+        "n", "out", "data", "data_dir", "allow_subset", "device", "quirks", "seed", "plan", "weights", "spec"}
 OF_A_FILE = {"model", "GroupNorm", "normalize", "width", "attack", "attack_eps", "attack_step"}
 
 
@@ -44,6 +45,7 @@ def parser() -> Parser:
                       "fab-t, square: AutoAttack), custom (no square: the original's default, here the measuring quirk "
                       "one-restart-aa, and not called AutoAttack), plus (six attacks, five restarts); if not given: "
                       "standard, or custom with --quirks one-restart-aa")
+    add_search_flag(ours)
     ours.add_argument("--checkpoint", type=name, default=None, help="best, average, last, 10, ...; if not given: best "
                       "if there is one, else the average, else last")
     ours.add_argument("--n", type=count, default=None, help="the first N images (all, if not given)")
@@ -66,7 +68,7 @@ def chosen_plan(args: argparse.Namespace, typed: dict[str, Any], settings: Setti
         norm = args.norm_attack.lower()
         version = args.version or ("custom" if "one-restart-aa" in quirks else "standard")
         plan = attack_plan(version, norm, asked_eps(norm, args.eps_eval), n=args.n, train=args.train)
-    chunk = args.batch_size_for_eval
+    plan, chunk = searched(plan, args.search), args.batch_size_for_eval
     return plan if chunk in (None, plan.chunk) else replace(plan, chunk=chunk, name=f"{plan.name}-b{chunk}")
 
 

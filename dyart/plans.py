@@ -5,6 +5,7 @@
     VERSION-NORM-EPS[-N][-train]  the official attacks alone.  VERSION: aa (standard), custom, plus; NORM: linf (EPS
                                   over 255) or l2 (EPS as it is), several EPS joined by _; on the first N images, of
                                   the training images where the name ends so: aa-linf-8, aa-linf-8_16, plus-l2-0.5-1000
+    NAME-fast[-float32]           AutoAttack by another search, under its own name (common.evaluation.searches)
 """
 
 import re
@@ -13,6 +14,7 @@ from decimal import Decimal
 
 from common.errors import UserError
 from common.evaluation.plans import Evaluator, Plan
+from common.evaluation.searches import searchable
 from dyart.settings import Settings
 
 DEFAULT_PLAN = "paper-dyart"
@@ -28,6 +30,7 @@ _SINGLE = re.compile(rf"({'|'.join(word for word, _, _ in VERSIONS.values())})-(
                      rf"({_NUMBER}(?:_{_NUMBER})*)(?:-(\d+))?(-train)?")
 
 
+@searchable
 def plan_named(name: str, settings: Settings) -> Plan:
     """The plan that a name stands for (see above); UserError for a name that stands for none.
 

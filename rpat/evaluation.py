@@ -13,15 +13,16 @@ from common.environment import ROOT, portable
 from common.errors import UserError, exit_cleanly
 from common.evaluation import corruptions
 from common.evaluation.plans import Plan
-from common.flags import Parser, choose_quirks, count, name
+from common.evaluation.searches import searched
+from common.flags import Parser, add_search_flag, choose_quirks, count, name
 from common.records import EvalRecord, read_record
 from rpat import flags
 from rpat.plans import MODES, mode_name, plan_named, settings_of_run
 from rpat.settings import DATASETS, NORMS, PART_ONE, Settings, threat
 
 THREAT = {"distance", "epsilon", "alpha", "n_iters", "adv_method"}
-USED = {"mode", "load_path", "test_batch_size", "weak", "checkpoint", "n", "out", "corruptions", "dataset", "data",
-        "data_dir", "allow_subset", "device", "quirks", "seed", "plan", "weights", "spec"} | THREAT
+USED = {"mode", "search", "load_path", "test_batch_size", "weak", "checkpoint", "n", "out", "corruptions", "dataset",
+        "data", "data_dir", "allow_subset", "device", "quirks", "seed", "plan", "weights", "spec"} | THREAT
 OF_A_FILE = {"model", "width"}
 SETS = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}
 Results = Sequence[Mapping[str, Any]]
@@ -34,6 +35,7 @@ def parser() -> Parser:
         "Evaluate a checkpoint. A run knows its own training: flags of the training have no effect on it, but for a "
         "file of weights they say which network it is (--model, --dataset). Flags of the evaluation always hold.")
     ours = parse.add_argument_group("evaluation")
+    add_search_flag(ours)
     ours.add_argument("--checkpoint", type=name, default=None, help="of a run: best, last, 24, ...; if not given best "
                       "if there is one, else last")
     ours.add_argument("--n", type=count, default=None, help="the first N images (100 for test_cw_attack, "
@@ -192,7 +194,7 @@ def planned(args: argparse.Namespace, typed: Mapping[str, Any], settings: Settin
         plan = corruptions.file_plan(files, n=args.n) if files else corruptions.own_plan(channels, n=args.n)
     else:
         plan = plan_named(mode_name(args.mode, settings, usual, weak=args.weak, n=args.n), usual)
-    chunk = typed.get("test_batch_size", plan.chunk)
+    plan, chunk = searched(plan, args.search), typed.get("test_batch_size", plan.chunk)
     return (plan, files) if chunk == plan.chunk else (replace(plan, chunk=chunk, name=f"{plan.name}-b{chunk}"), files)
 
 

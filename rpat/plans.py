@@ -9,6 +9,7 @@
                                   a mode of eval.py, on the first N images: test-adv-acc, test-auto-attack-l2-128,
                                   test-adv-acc-weak-w4, test-cw-attack-n50, ...  EPS and ALPHA over 255 in every norm;
                                   where they are left out the run's own
+    NAME-fast[-float32]           AutoAttack by another search, under its own name (common.evaluation.searches)
 """
 
 import re
@@ -19,6 +20,7 @@ from typing import Any
 from common.errors import UserError
 from common.evaluation.corruptions import own_plan
 from common.evaluation.plans import Evaluator, Plan
+from common.evaluation.searches import searchable
 from rpat.settings import LARGEST, NORMS, THREATS, Settings
 
 DEFAULT_PLAN = "paper-rpat"
@@ -36,6 +38,7 @@ _MODE = re.compile(rf"({'|'.join(mode.lower().replace('_', '-') for mode in MODE
                    rf"(?:-(linf|l2|l1)-({_NUMBER})(?:-({_NUMBER})-(\d+))?)?(?:-w({_NUMBER}))?(?:-n(\d+))?")
 
 
+@searchable
 def plan_named(name: str, settings: Settings) -> Plan:
     """The plan that a name stands for (see above); UserError for a name that stands for none."""
     if match := _PAPER.fullmatch(name):

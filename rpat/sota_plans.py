@@ -9,12 +9,14 @@
                  weights.  None: the average at its best epoch, in a run that chooses none at its last one; last: at
                  the last one, where a best one is chosen; online, online-last: likewise of the model; eN: the average
                  at the end of 0-based epoch N
+    A name that ends in -fast or -fast-float32 has AutoAttack by another search (common.evaluation.searches).
 """
 
 import re
 
 from common.errors import UserError
 from common.evaluation.plans import Evaluator, Plan
+from common.evaluation.searches import searchable, split_name, suffix
 from rpat.plans import chunk_for
 from rpat.sota_settings import SotaSettings
 
@@ -24,6 +26,7 @@ _PAPER = re.compile(rf"paper-sotas(?:-(\d+)(?:-(\d+))?)?((?:-(?:{'|'.join(PLAN_Q
                     r"(-last|-online|-online-last|-e\d+)?")
 
 
+@searchable
 def plan_named(name: str, settings: SotaSettings) -> Plan:
     """The plan that a name stands for (see above); UserError for a name that stands for none."""
     match = _PAPER.fullmatch(name)
@@ -41,13 +44,14 @@ def full_name(name: str, quirks: tuple[str, ...], checkpoint: str, *, chosen: bo
 
     checkpoint: average, best, last, best-online or an epoch; chosen: whether the run has a best one.
     """
-    known = _PAPER.fullmatch(name)
+    plain, search = split_name(name)
+    known = _PAPER.fullmatch(plain)
     if known is None or known[4]:
         return name
     more = "".join(f"-{quirk}" for quirk in PLAN_QUIRKS if quirk in quirks and f"-{quirk}" not in known[3])
     last = "-last" if chosen else ""
     ends = {"best": "", "average": last, "best-online": "-online", "last": f"-online{last}"}
-    return name + more + ends.get(checkpoint, f"-e{checkpoint}")
+    return plain + more + ends.get(checkpoint, f"-e{checkpoint}") + suffix(search)
 
 
 def paper_plan(name: str, settings: SotaSettings, n: int | None, n_autoattack: int | None, *,

@@ -2,14 +2,16 @@
 
 Rows: the PGD-10 training step with the attack in eval mode and in train mode (quirk attack-train-bn), the attack alone,
 the input pipeline alone; DyART's projection and training step, whose original's way dyart/bench.py states; the choice
-of pairs and the boundary attack of the brain-inspired regulariser, as brainreg/bench.py states.  PGD-AT's original's
-way: float32, contiguous NCHW, eager, parameters left trainable during the attack, torch.optim.SGD, a DataLoader with
-one worker and PIL transforms.  Whether the released code takes the gradient by loss.backward() is not known; it is
-taken by torch.autograd.grad, which is the cheaper for them.
+of pairs and the boundary attack of the brain-inspired regulariser, as brainreg/bench.py states; AutoAttack by its
+float32 and its fast search (common/bench_autoattack.py); and figures of the check of the attacks' fast path.  PGD-AT's
+original's way: float32, contiguous NCHW, eager, parameters left trainable during the attack, torch.optim.SGD, a
+DataLoader with one worker and PIL transforms.  Whether the released code takes the gradient by loss.backward() is not
+known; it is taken by torch.autograd.grad, which is the cheaper for them.
 
-Images are random bytes (speed does not depend on what they show).  A round times a block of each way, one after the
-other; the ratio is that of the median images per second.  Useful operations: 2 per multiply-add of convolutions and
-linear layers, products with zero padding left out; a step of N attack steps is N*2 + 3 forward passes' worth.
+Images are random bytes (speed does not depend on what they show), but for AutoAttack's, whose work depends on what
+falls.  A round times a block of each way, one after the other; the ratio is that of the median images per second.
+Useful operations: 2 per multiply-add of convolutions and linear layers, products with zero padding left out; a step of
+N attack steps is N*2 + 3 forward passes' worth.
 """
 
 import copy
@@ -21,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ from torchvision import transforms
 
 from adarat.method import AdversarialTraining
 from brainreg import bench as brainreg_bench
-from common import fit, models
+from common import bench_autoattack, bench_check, fit, models
 from common.attacks import PGD
 from common.benchmark import Timings, cells, forward_operations, repeat, rounds, sentence, summary
 from common.data.batches import Batches
@@ -67,6 +69,14 @@ class Settings:
     load_batch: int = 128
     loads: int = 40
     matrix: int = 2048                              # rows of the square matrices whose product gives the matrix rate
+
+
+class Parts(NamedTuple):
+    """What is measured beside: of two papers, and of evaluation."""
+
+    dyart: dyart_bench.Settings
+    brainreg: brainreg_bench.Settings
+    autoattack: bench_autoattack.Settings
 
 
 class PILImages(Dataset):
@@ -173,19 +183,22 @@ class Ours:
             epoch += 1
 
 
-def measure(settings: Settings, dyart: dyart_bench.Settings, brainreg: brainreg_bench.Settings, engine: Engine,
-            only: str | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """All rows, or only those of a paper, with every timing.  `say` gets a line as each row is done."""
+def measure(settings: Settings, parts: Parts, engine: Engine, only: str | None = None,
+            say: Callable[[str], None] = print) -> dict[str, Any]:
+    """All rows, or only those of a part, with every timing.  `say` gets a line as each row is done."""
     started, rows = time.perf_counter(), []
     torch.manual_seed(0)
     network = models.build(settings.model, classes=10, width=settings.width)
     if only in (None, "adarat"):
         rows += measure_adarat(settings, network, engine, say)
     if only in (None, "dyart"):
-        rows += dyart_bench.measure(dyart, copy.deepcopy(network), engine, say)
+        rows += dyart_bench.measure(parts.dyart, copy.deepcopy(network), engine, say)
     if only in (None, "brainreg"):
-        rows += brainreg_bench.measure(brainreg, engine, say)
-    return {"rows": rows, "forward_operations_per_image": forward_operations(network),
+        rows += brainreg_bench.measure(parts.brainreg, engine, say)
+    if only in (None, "autoattack"):
+        rows += bench_autoattack.measure(parts.autoattack, engine, say)
+    checks = bench_check.measure(network, engine, say) if only in (None, "check") else []
+    return {"rows": rows, "checks": checks, "forward_operations_per_image": forward_operations(network),
             "seconds": time.perf_counter() - started}
 
 
@@ -278,9 +291,18 @@ def table(record: dict[str, Any]) -> Grid:
         notes += dyart_bench.notes(record["dyart_settings"], record["rows"])
     if "brainreg-pairs" in names:
         notes += brainreg_bench.notes(record["brainreg_settings"], record["rows"])
+    if "autoattack-fast" in names:
+        notes += bench_autoattack.notes(record["autoattack_settings"], record["rows"])
     if load is not None and load > 0.3:
         notes.append(f"other work ran here (load average {load:.1f} before the start): the figures are disturbed")
     return Grid(f"Speed of {settings['model']} on {where['device']}", header, tuple(rows), tuple(notes))
+
+
+def tables(record: dict[str, Any]) -> list[Grid]:
+    """The table of speeds and that of the check, whichever was measured."""
+    model = record["settings"]["model"]
+    return [table(record)] * bool(record["rows"]) + [bench_check.table(record["checks"], model)
+                                                     ] * bool(record["checks"])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -289,7 +311,8 @@ def main(argv: list[str] | None = None) -> int:
     parse.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parse.add_argument("--batch", type=count, help="images per step; by default 128, on a CPU 32, quick 16")
     parse.add_argument("--rounds", type=count, help="without a time limit; by default 5, quick 2, in about 7 minutes")
-    parse.add_argument("--only", choices=("adarat", "dyart", "brainreg"), help="the rows of one paper only")
+    parse.add_argument("--only", choices=("adarat", "dyart", "brainreg", "autoattack", "check"),
+                       help="the rows of one paper or part only")
     parse.add_argument("--model", default="resnet18", help="see common/models")
     parse.add_argument("--width", type=count, help="channels of its first stage")
     parse.add_argument("--out", type=Path, default=Path("results/bench"), help="folder of the records")
@@ -306,13 +329,17 @@ def main(argv: list[str] | None = None) -> int:
         iterations=6 if quick else 20, learn=8 if quick else 15, projections=2 if on_cpu else 20)
     brainreg = brainreg_bench.Settings(batch=args.batch or 64, rounds=settings.rounds,
                                        limit=None if args.rounds else 15 if quick else 60)
-    record = {"schema": 1, "settings": asdict(settings), "dyart_settings": asdict(dyart),
-              "brainreg_settings": asdict(brainreg),
+    usual = {} if on_cpu else {"images": 250, "model": "resnet18"}
+    autoattack = bench_autoattack.Settings(rounds=settings.rounds, limit=dyart.limit, **(
+        {"images": 16, "iterations": 2, "queries": 50} if quick else usual))
+    parts = Parts(dyart, brainreg, autoattack)
+    record = {"schema": 1, "settings": asdict(settings),
+              **{f"{name}_settings": asdict(part) for name, part in parts._asdict().items()},
               "command": relative_command(argv and ["bench", *argv], module="scripts.bench"),
               "environment": {**environment(says["device_name"], engine.precision, says["torch_threads"]),
                               "engine": says, "load_average": load},
-              **measure(settings, dyart, brainreg, engine, args.only, lambda line: print(line, flush=True))}
-    stem, text = str(args.out / record_name(record, args)), markdown([table(record)])
+              **measure(settings, parts, engine, args.only, lambda line: print(line, flush=True))}
+    stem, text = str(args.out / record_name(record, args)), markdown(tables(record))
     write_json(Path(stem + ".json"), record)
     write_text(Path(stem + ".md"), text)
     print(f"\n{text}\nwritten to {stem}.json and .md")

@@ -14,7 +14,8 @@ from pathlib import Path
 from common.environment import ROOT
 from common.errors import UserError, exit_cleanly
 from common.evaluation.corruptions import file_plan_named, open_files
-from common.flags import Parser, count
+from common.evaluation.searches import searched
+from common.flags import Parser, add_search_flag, count
 from common.records import read_record
 
 ALIKE = "the data set that the run was trained on"
@@ -25,6 +26,7 @@ def parser() -> Parser:
     parse = Parser(prog="python -m scripts.evaluate", description=__doc__.splitlines()[0])
     parse.add_argument("folder", type=Path, help="results/<paper>/<dataset>/<run>")
     parse.add_argument("--plan", required=True, help="what to measure")
+    add_search_flag(parse)
     parse.add_argument("--checkpoint", default="last", help="last, best, average, ...")
     parse.add_argument("--data", default=None, help=f"as in training (default: {ALIKE})")
     parse.add_argument("--data_dir", "--data-dir", default=None, help="where data sets lie")
@@ -48,6 +50,7 @@ def main() -> None:
         plan = file_plan_named(args.plan, files)
     else:
         plan = importlib.import_module(f"{run['paper']}.runs").plan_of_run(args.plan, run)
+    plan = searched(plan, args.search)
 
     # torch comes only once the words are known to be right
     from common.data.grey import in_grey

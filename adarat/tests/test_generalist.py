@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from adarat.generalist import DECAY, Plan, Quintet, tensors
+from adarat.generalist import DECAY, Plan, Quintet, fit_generalist, tensors
+from adarat.method import AdversarialTraining, StandardTraining
+from common.attack_view import AttackView
+from common.attacks import PGD
+from common.engine import Engine
+from common.fit import SGD
+from common.tests.fit_parts import CPU, Noise, network
 
 
 def fill(network, flat):
@@ -65,3 +71,32 @@ def test_reload_gives_both_learners_the_mixed_weights_and_buffers(tinybn):
         assert all(torch.equal(a, b) for a, b in zip(tensors(learner), tensors(five.mixed), strict=True))
     assert all(parameter.requires_grad for parameter in five.st.parameters())
     assert not any(parameter.requires_grad for parameter in five.mixed.parameters())
+
+
+class Far(torch.nn.Module):
+    """A network that float32 computes well and bf16 does not: its pixels pass through numbers near 1,000."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner((x + 1000) - 1000)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_the_attacks_on_the_at_learner_take_the_fast_path_only_if_it_can_be_trusted(spoilt, tmp_path):
+    attacked = []
+
+    def attack(model, x, y, ctx):
+        attacked.append(type(model))
+        return PGD(8 / 255, 2 / 255, 2)(model, x, y, ctx)
+    engine = Engine(CPU, "bf16", channels_last=True, fast_attacks=True)
+    record = fit_generalist(
+        network=Far(network()) if spoilt else network(), at=AdversarialTraining(attack, attack_in_train_mode=False),
+        st=StandardTraining(), batches=Noise(), plan=Plan(1), at_optim=SGD(), st_optim=SGD(), out=tmp_path / "results",
+        weights=tmp_path / "weights", seed=1, engine=engine, identity="a", validate=lambda five: {})
+    note, = record.notes
+    assert len(attacked) == 4 and (AttackView in attacked) is not spoilt and len(set(attacked)) == 1
+    path = "on the plain path, in float32" if spoilt else "in bf16"
+    assert note.startswith(f"attacks on the AT learner in eval mode run {path} from step 0 on: ")

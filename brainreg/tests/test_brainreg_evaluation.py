@@ -125,6 +125,20 @@ def test_the_same_again_is_not_measured_again(runs, data):
     assert planned(runs[1], data, "small-eps-5-0").judge(ENGINE) == path and path.stat().st_mtime_ns == written
 
 
+def test_autoattack_by_another_search_is_another_record(runs, data):
+    """A network that takes pairs too has a fast view."""
+    plan = planned(runs[1], data, "small-eps-6-fast").plan
+    quick = [one for one in plan.evaluators if one.kind == "fast-autoattack"]
+    assert [one.name for one in quick] == ["AA (fast search) 0.05", "AA (fast search) 0.1"]
+    short = [replace(one, name=f"short {one.eps}", settings={"iterations": 4, "queries": 8}) for one in quick]
+    path = judge(folder=runs[1].folder, weights=runs[1].weights, test=data.test, data=runs[1].data, engine=ENGINE,
+                 plan=replace(plan, evaluators=(plan.evaluators[0], *short)), checkpoint="best")
+    record = records.read_record(path, "eval")
+    assert path.name == "eval-small-eps-6-fast.json"
+    clean, weak, strong = (one["robust"] for one in record["results"])
+    assert clean >= weak >= strong and list(record["results"][1]["values"]) == ["disputed"]
+
+
 def test_without_a_source_the_attack_is_skipped_and_said_so(runs, data, capsys):
     plan = planned(runs[0], data).plan
     assert "note: TransferredFGSM is skipped" in capsys.readouterr().out

@@ -108,6 +108,18 @@ def test_small_eps_of_the_task():
     assert {one.n for one in plan_named("small-eps", MNIST).evaluators} == {None}
 
 
+def test_another_search_has_its_own_names():
+    plain, quick = plan_named("small-eps-400-20", MNIST), plan_named("small-eps-400-20-fast", MNIST)
+    assert quick.name == "small-eps-400-20-fast" and quick.evaluators[:5] == plain.evaluators[:5] and quick.chunk == 100
+    assert [(one.name, one.kind, one.eps, one.n) for one in quick.evaluators[5:]] == [
+        ("AA (fast search) 0.05", "fast-autoattack", 0.05, 20), ("AA (fast search) 0.1", "fast-autoattack", 0.1, 20)]
+    finished = plan_of_run("small-eps-400-fast-float32", RUN).evaluators[5]
+    assert finished.name == "AutoAttack (fast first) 1 of 255" and finished.setting("finish") is True
+    for name in ("paper-brainreg-fast", "corruptions-brainreg-5-fast", "small-eps-400-0-fast"):
+        with pytest.raises(UserError, match=f"plan {name.removesuffix('-fast')} has no AutoAttack"):
+            plan_named(name, MNIST)
+
+
 @pytest.mark.parametrize(("name", "message"), [
     ("paper-rpat", r"unknown plan 'paper-rpat': give paper-brainreg, paper-brainreg-N"),
     ("paper-brainreg-x", "unknown plan"), ("paper-brainreg-1-2-3", "unknown plan"), ("small-eps-e3", "unknown plan"),

@@ -58,6 +58,7 @@ class Official:
     apply (5 restarts of apgd-ce, 5 targets in apgd-t, larger radii first).  custom-autoattack: the same without square.
     plus-autoattack, the version "plus": apgd-ce, apgd-dlr, fab (5 restarts each), square, apgd-t, fab-t.
     A network with fewer classes than targets is attacked towards each of its other classes.
+    passes: stage -> forward passes' worth of work on an image that withstands it; shares: the same as shares of 1.
     """
 
     def __init__(self, evaluator: Evaluator, network: nn.Module, classes: int, device: torch.device):
@@ -82,14 +83,17 @@ class Official:
             "plus-autoattack": {"apgd-ce": apgd, "apgd-dlr": changed(apgd, loss="dlr"), "fab": fab, "square": square,
                                 "apgd-t": targeted, "fab-t": fab_t},
         }[evaluator.kind]
+        self.passes = {name: passes_of(attack) for name, attack in self.stages.items()}
+        self.shares = shares_of(self.passes)
 
     def __call__(self, x: Tensor, y: Tensor, seed: int) -> Iterator[tuple[str, partial]]:
         for name, attack in self.stages.items():
-            yield name, partial(self._run, attack, x, y, seed)
+            yield name, partial(self.run, attack, x, y, seed)
 
     @staticmethod
     @torch.no_grad()
-    def _run(attack, x: Tensor, y: Tensor, seed: int, standing: Tensor) -> Tensor:
+    def run(attack, x: Tensor, y: Tensor, seed: int, standing: Tensor) -> Tensor:
+        """What one attack makes of the images at the places `standing`, from the seed of their chunk."""
         attack.seed = seed
         with seeded(seed):
             return attack.perturb(x[standing], y[standing])
@@ -100,6 +104,19 @@ def changed(attack, **attributes):
     other = copy.copy(attack)
     vars(other).update(attributes)
     return other
+
+
+def passes_of(attack) -> int:
+    """Forward passes' worth of an attack that fails: an input gradient is two, FAB asks for the label besides."""
+    if hasattr(attack, "n_queries"):
+        return attack.n_queries * attack.n_restarts
+    targets = getattr(attack, "n_target_classes", 1) if getattr(attack, "targeted", True) else 1
+    return (3 if hasattr(attack, "alpha_max") else 2) * attack.n_iter * attack.n_restarts * targets
+
+
+def shares_of(work: dict[str, float]) -> dict[str, float]:
+    """Stage -> its share of all the work."""
+    return {name: amount / sum(work.values()) for name, amount in work.items()}
 
 
 def shorten(apgd, iterations: int) -> None:

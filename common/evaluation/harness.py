@@ -24,13 +24,14 @@ from common.attacks.balls import ball
 from common.data.batches import augment
 from common.data.splits import Split, to_float
 from common.errors import UserError
-from common.evaluation import autoattack, changing
+from common.evaluation import autoattack, changing, fast_search
 from common.evaluation.judging import Network, allowed, correct, judged, seeded, weights_sha256
 from common.evaluation.kinds import CHANGED_KINDS, STRENGTH_KINDS, TRANSFERRED, unusual_size
 from common.evaluation.ledger import Chunk, Ledger, ledger_path, ledger_paths
 from common.evaluation.measuring import Measuring, values_of
 from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
 from common.evaluation.runners import Runner, runner_for
+from common.evaluation.searches import KIND as FAST
 from common.evaluation.transferred import Source
 from common.seeds import fold
 
@@ -178,6 +179,7 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
     missing = [number for number in range(-(-count // plan.chunk)) if number not in known]
     missing = missing[(crew.rank - turn) % crew.ranks::crew.ranks]
     total = seen + sum(min(plan.chunk, count - number * plan.chunk) for number in missing)
+    shares = getattr(runner, "shares", {})
     with tqdm(total=total, initial=seen, desc=evaluator.name, unit="img", disable=None if progress else True) as bar:
         for number in missing:
             begin, started = number * plan.chunk, time.monotonic()
@@ -191,6 +193,9 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
             with seeded(chunk_seed):         # for a network that draws numbers itself
                 for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size, arrays):
                     survivors[stage] = int(flags.sum())
+                    # Within a chunk too, so that the bar knows the time left of one that takes an hour.
+                    behind = sum(shares.get(name, 0) for name in survivors)
+                    bar.update(seen + int(behind * len(y) + 1e-9) - bar.n)
                     # What stands now can still fall: an upper bound on the accuracy of the images seen so far.
                     most = (standing + survivors[stage]) / (seen + len(y))
                     bar.set_postfix_str(f"{stage}: at most {most:.1%} robust")
@@ -198,7 +203,7 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
             numbers = {name: array.cpu().numpy() for name, array in arrays.items()}
             ledger.append(evaluator.name, Chunk(flags.cpu().numpy(), survivors, time.monotonic() - started, numbers,
                                                 number))
-            bar.update(len(y))
+            bar.update(seen - bar.n)
 
 
 def verdicts(network: Network, runner: Runner | Measuring, evaluator: Evaluator, x: Tensor, y: Tensor, seed: int,
@@ -220,6 +225,7 @@ def verdicts(network: Network, runner: Runner | Measuring, evaluator: Evaluator,
             x_adv = allowed(threat, x[standing], attack(standing))
             flags = flags.clone()
             flags[standing] = correct(network, x_adv, y[standing], batch_size)
+        arrays.update(getattr(runner, "arrays", {}))
         yield stage, flags
 
 
@@ -301,6 +307,8 @@ def preflight(network: Network, split: Split, plan: Plan, device: torch.device) 
     for evaluator in plan.evaluators:
         if evaluator.kind.endswith("autoattack"):
             autoattack.check_classes(classes)
+        if evaluator.kind == FAST:
+            fast_search.check(evaluator, network.model, device)
         if evaluator.kind == "pgd" and evaluator.setting("loss") == "dlr" and classes < 3:
             raise UserError(f"evaluator {evaluator.name!r}: the DLR loss needs at least 3 classes; this model has "
                             f"{classes}")

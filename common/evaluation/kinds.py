@@ -4,6 +4,7 @@ uniform-noise     U(-eps, eps) on every value, clipped
 weak-pgd          x + share*(x' - x), x' from PGD
 perception-*      how far the logits move from x to x' and to the image half way: x' from PGD, or from uniform noise
 cw-l2, boundary, hopskipjump      foolbox's search for the nearest adversarial image, untargeted
+fast-autoattack   AutoAttack's attacks on a fast view of the network (common.evaluation.searches)
 corruption        the test images corrupted by our own code (common.data.corruptions); corruption-file: files
 gaussian-noise, uniform-range-noise, salt-pepper-noise      the test images with noise, kept in each image's own range
                   (common.evaluation.range_noise)
@@ -15,6 +16,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from common.errors import UserError
+from common.evaluation.searches import ARITHMETICS, KIND, LENGTH
+from common.evaluation.searches import SETTINGS as FAST
 
 NORMS = ("linf", "l2", "l1")
 ITERATED = ("eps", "step_size", "steps", "restarts")
@@ -36,6 +39,7 @@ START = {"against": "label", "directions": 1000, "blends": 50}
 # The least and the largest value of the test images.
 RANGE = {"low": 0.0, "high": 1.0}
 MORE = {
+    KIND: Kind(("eps",), {**LENGTH, **FAST}),
     "uniform-noise": Kind(("eps",), {}, ("linf",)),
     "weak-pgd": Kind(ITERATED, {"loss": "cross-entropy", "random_start": True, "share": 0.5}),
     "perception-pgd": Kind(("eps", "step_size", "steps"), {"loss": "cross-entropy", "random_start": True}),
@@ -67,7 +71,7 @@ STRENGTH_KINDS = ("uniform-noise", "perception-noise", *RANGE_NOISE_KINDS, TRANS
 
 COUNTS = ("directions", "blends", "binary_search_steps", "update_every", "initial_evaluations", "max_evaluations")
 POSITIVE = ("learning_rate", "initial_const", "spherical_step", "source_step", "source_step_convergence", "gamma")
-CHOICES = {"against": AGAINST, "step_search": SEARCHES}
+CHOICES = {"against": AGAINST, "step_search": SEARCHES, "arithmetic": ARITHMETICS}
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -88,7 +92,7 @@ def check_more(name: str, value: Any, where: str) -> None:
         raise UserError(f"{where}: share is a number from 0 (the image) to 1 (all of x'), not {value!r}")
     if name == "step_adaptation" and not (number and value > 1):
         raise UserError(f"{where}: step_adaptation must be a number above 1, not {value!r}")
-    if name in ("abort_early", "first_channel") and not isinstance(value, bool):
+    if name in ("abort_early", "first_channel", "finish") and not isinstance(value, bool):
         raise UserError(f"{where}: {name} is True or False, not {value!r}")
     if name in RANGE and not (number and 0 <= value <= 1):
         raise UserError(f"{where}: {name} is a value of images in [0,1], not {value!r}")

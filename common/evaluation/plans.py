@@ -1,7 +1,7 @@
 """What is to be measured: evaluators with every setting, and plans of them.  Frozen, hashable, JSON; imports no torch.
 
 "AutoAttack" (or "AA") means the standard version of the official attacks and nothing else: any other evaluator needs
-another name.
+another name, and one that searches otherwise the name that `common.evaluation.searches` gives it.
 """
 
 import math
@@ -12,16 +12,16 @@ from typing import Any
 
 from common.errors import UserError
 from common.evaluation.kinds import ITERATED, MORE, Kind, check_more, check_range
+from common.evaluation.searches import LENGTH, SEARCHES, name_fits, search_of
 from common.files import sha256_of_json
 
 LOSSES = ("cross-entropy", "dlr", "margin")
-RESERVED = re.compile(r"(aa|auto-?attack)\b", re.IGNORECASE)
 KINDS = {
     "clean": Kind((), {}),
     "fgsm": Kind(("eps",), {}),
     "pgd": Kind(ITERATED, {"loss": "cross-entropy", "random_start": True}),
     "cw": Kind(ITERATED, {"confidence": 50.0}),
-    "autoattack": Kind(("eps",), {"iterations": 100, "queries": 5000}),
+    "autoattack": Kind(("eps",), {**LENGTH}),
     "torchattacks-autoattack": Kind(("eps",), {"iterations": 10, "queries": 5000, "targets": 9}, norms=("linf", "l2")),
     "custom-autoattack": Kind(("eps",), {"iterations": 100}, norms=("linf", "l2")),
     "plus-autoattack": Kind(("eps",), {"iterations": 100, "queries": 5000}, norms=("linf", "l2")),
@@ -35,12 +35,15 @@ class Evaluator:
     """One attack (or none) on the first `n` test images (None: all of them).
 
     kind: clean, fgsm, pgd, cw, autoattack; torchattacks-autoattack, which that package calls standard; of the official
-    attacks custom-autoattack (no square: DyART's released choice) and plus-autoattack (version "plus").  eps and
-    step_size are in units of [0,1] images, measured in `norm` (linf, l2, l1).  `settings` are the kind's own, as a
-    mapping or as pairs: pgd: loss (cross-entropy, dlr, margin), random_start; cw: confidence; autoattack and
-    plus-autoattack: iterations, queries; custom-autoattack: iterations; torchattacks-autoattack: iterations, queries,
-    targets.  The kinds of common.evaluation.kinds and their settings stand there.  Numbers that a kind does not use
-    are set to zero, and settings left out to their defaults, so that equal measurements are equal records.
+    attacks custom-autoattack (no square: DyART's released choice) and plus-autoattack (version "plus");
+    fast-autoattack, the standard version's attacks by a faster search.  eps and step_size are in units of [0,1] images,
+    measured in `norm` (linf, l2, l1).  `settings` are the kind's own, as a mapping or as pairs: pgd: loss
+    (cross-entropy, dlr, margin), random_start; cw: confidence; autoattack and plus-autoattack: iterations, queries;
+    custom-autoattack: iterations; torchattacks-autoattack: iterations, queries, targets; fast-autoattack: iterations,
+    queries, arithmetic (bf16, tf32), targets (how many classes apgd-t tries in float32 too), finish (whether all
+    attacks try the survivors in float32 again).  The kinds of common.evaluation.kinds and their settings stand there.
+    Numbers that a kind does not use are set to zero, and settings left out to their defaults, so that equal
+    measurements are equal records.
     """
 
     name: str
@@ -55,8 +58,8 @@ class Evaluator:
 
     def __post_init__(self):
         where = f"evaluator {self.name!r}"
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]*", str(self.name)):
-            raise UserError(f"{where}: a name has letters, digits, spaces and . _ + = - only")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+=()-]*", str(self.name)):
+            raise UserError(f"{where}: a name has letters, digits, spaces and . _ + = - ( ) only")
         if self.kind not in KINDS:
             raise UserError(f"{where}: unknown kind {self.kind!r}; give one of {', '.join(KINDS)}")
         kind = KINDS[self.kind]
@@ -89,10 +92,10 @@ class Evaluator:
         for name, value in self.settings:
             check_setting(name, value, where)
         check_range(dict(self.settings), where)
-        standard = self.kind == "autoattack" and dict(self.settings) == kind.settings
-        if RESERVED.match(self.name) and not standard:
+        search = search_of(self.kind, dict(self.settings), KINDS["autoattack"].settings)
+        if not name_fits(self.name, search):
             raise UserError(f"{where}: only the standard version of the official attacks is called AutoAttack; "
-                            "give this one another name")
+                            f"give this one {f'the name {SEARCHES[search].title}' if search else 'another name'}")
 
     def setting(self, name: str) -> Any:
         """One of the kind's own settings."""

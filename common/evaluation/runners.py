@@ -17,11 +17,13 @@ from common.attacks.losses import LOSSES
 from common.attacks.pgd import PGD, cw
 from common.evaluation import autoattack
 from common.evaluation.decision import Search
+from common.evaluation.fast_search import FastSearch
 from common.evaluation.kinds import CHANGED_KINDS, SEARCH_KINDS
 from common.evaluation.measuring import Measuring
 from common.evaluation.noise import Noise, Weakened
 from common.evaluation.perception import Perception, noise_ends, pgd_ends
 from common.evaluation.plans import Evaluator
+from common.evaluation.searches import KIND as FAST
 from common.seeds import fold
 from common.types import StepContext
 
@@ -72,6 +74,8 @@ def runner_for(evaluator: Evaluator, network: nn.Module, *, classes: int, device
         return lambda x, y, seed: iter(())
     if kind in autoattack.OFFICIAL:
         return autoattack.Official(evaluator, network, classes, device)
+    if kind == FAST:
+        return FastSearch(evaluator, network, classes, device, batch_size)
     if kind == "torchattacks-autoattack":
         return autoattack.Torchattacks(evaluator, network, classes)
     if kind in SEARCH_KINDS:

@@ -22,8 +22,12 @@ def fabricate(results: Path, *, method: str = "PGD-AT", variant: str = "plain", 
               paper: str = "adarat", dataset: str = "cifar10", config: dict[str, Any] | None = None,
               metrics: list[dict[str, Any]] | None = None, accuracies: dict[str, float] | None = None,
               n: int = 200, weights: str = "d" * 64, judged: str | None = None, spec: str | None = None,
-              data: dict[str, Any] | None = None, plan: str = "adarat") -> Path:
-    """Write one finished run and, if `accuracies` (evaluator -> fraction) are given, its evaluation on n images."""
+              data: dict[str, Any] | None = None, plan: str = "adarat", said: dict[str, dict[str, Any]] | None = None
+              ) -> Path:
+    """Write one finished run and, if `accuracies` (evaluator -> fraction) are given, its evaluation on n images.
+
+    said: evaluator -> what its result says instead of the usual.
+    """
     name = "-".join([method.lower(), *([variant] if variant != "plain" else [])]) + f"_{budget}_s{seed}"
     folder = folder_of(results, paper, dataset, name)
     config = {"seed": seed, "epochs": 10, "up_lim": 1.1, "down_lim": 0.4, "tao": 0.01, **(config or {})}
@@ -45,7 +49,8 @@ def fabricate(results: Path, *, method: str = "PGD-AT", variant: str = "plain", 
             flags[key][generator.permutation(n)[:round(accuracy * n)]] = True
         write_eval(folder, {**identity, "plan": plan, "plan_sha256": "e" * 64, "checkpoint": "last",
                             "weights_sha256": judged or weights, "data": data or DATA, "seed": 1, "chunk": 100,
-                            "results": [result(key, int(kept.sum()), n) for key, kept in flags.items()],
+                            "results": [{**result(key, int(kept.sum()), n), **(said or {}).get(key, {})}
+                                        for key, kept in flags.items()],
                             "environment": MADE, "command": "python -m scripts.evaluate"},
                    flags, np.arange(n, dtype=np.int64))
     return folder

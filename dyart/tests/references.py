@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from common.attacks.projection import SMALLEST
 from dyart.boundary import FAB, Search, per_image, value_and_gradient
-from dyart.projection import SMALLEST
 
 
 def by_sorting(z, w, b, norm):

@@ -11,6 +11,7 @@ import torch
 
 from common import commands, experiment
 from common.checkpoint import load_weights, save_state
+from common.commands import parse_typed
 from common.data import load, to_float
 from common.engine import Engine
 from common.errors import UserError
@@ -172,6 +173,19 @@ def test_a_named_plan_and_several_radii(a_run, capsys):
     both = read_json(a_run / "eval-custom-linf-20_25-2.json")["results"]
     assert [one["eps"] for one in both] == [20 / 255, 25 / 255]
     assert "--plan paper-dyart-3-1 says all; no effect: --n" in capsys.readouterr().err
+
+
+def test_autoattack_by_another_search_is_another_record():
+    def plan(*words):
+        args, typed = parse_typed(evaluation.parser, ["--fname_input", "x", *words])
+        return evaluation.chosen_plan(args, typed, Settings())
+    found = plan("--search", "fast", "--n", "5", "--eps_eval", "4")
+    assert found.name == "aa-linf-4-5-fast" and [each.name for each in found.evaluators] == [
+        "AA (fast search) Linf eps=4"]
+    assert plan("--search", "fast+float32", "--plan", "paper-dyart-9").name == "paper-dyart-9-fast-float32"
+    assert plan("--plan", "paper-dyart-9-fast") == plan("--plan", "paper-dyart-9", "--search", "fast")
+    with pytest.raises(UserError, match="plan custom-linf-8 has no AutoAttack"):
+        plan("--search", "fast", "-v", "custom")
 
 
 def test_a_batch_of_its_own_is_another_record(a_run):

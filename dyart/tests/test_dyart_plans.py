@@ -98,3 +98,14 @@ def test_mistakes_are_told_before_torch_is_loaded(run_without_torch):
             "    except UserError as error:\n        print(error)")
     said = run_without_torch(code).splitlines()
     assert [line.split(":")[0] for line in said] == ["--fname_input", "--fname_input nowhere", "unknown flag --eps"]
+
+
+def test_another_search_has_its_own_names():
+    plan, plain = plan_named("paper-dyart-300-fast", Settings()), plan_named("paper-dyart-300", Settings())
+    assert plan.name == "paper-dyart-300-fast" and plan.evaluators[:2] == plain.evaluators[:2] and plan.chunk == 100
+    assert [(one.name, one.kind, one.eps, one.n) for one in plan.evaluators[2:]] == [
+        (f"AA (fast search) eps={eps}", "fast-autoattack", eps / 255, 300) for eps in (2, 4, 8, 12, 16)]
+    finished, = plan_named("aa-l2-0.5-fast-float32", Settings()).evaluators
+    assert finished.name == "AutoAttack (fast first) L2 eps=0.5" and finished.setting("finish") is True
+    with pytest.raises(UserError, match="plan plus-linf-8 has no AutoAttack"):
+        plan_named("plus-linf-8-fast", Settings())

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from dyart import projection
-from dyart.projection import PROJECTIONS, SMALLEST
+from common.attacks import projection
+from common.attacks.projection import PROJECTIONS, SMALLEST
 from dyart.tests.references import by_sorting, size
 
 NORMS = ("linf", "l2")

@@ -11,14 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import fit, winograd
 from common.attack_view import SearchView
+from common.attacks import projection
+from common.attacks.projection import PROJECTIONS, project_linf
 from common.benchmark import peak_bytes
 from common.engine import Engine
 from common.models import build
 from common.types import StepContext
-from dyart import bench, projection
+from dyart import bench
 from dyart.boundary import FAB, searchable
 from dyart.method import DyART
-from dyart.projection import PROJECTIONS, project_linf
 
 CPU = torch.device("cpu")
 

@@ -106,6 +106,16 @@ def files(root: Path) -> set[str]:
 
 # --- runs of ours ---
 
+def test_autoattack_by_another_search_is_another_record(a_run):
+    evaluation.run(f"--mode test_auto_attack --search fast --n 6 --load_path {a_run}".split())
+    result, = read_json(a_run / "eval-test-auto-attack-n6-fast.json")["results"]
+    assert (result["name"], result["kind"], result["n"]) == (f"AA (fast search) {OWN.distance} eps=20",
+                                                             "fast-autoattack", 6)
+    assert result["settings"]["arithmetic"] == "bf16" and list(result["values"]) == ["disputed"]
+    with pytest.raises(UserError, match="plan test-clean-acc has no AutoAttack"):
+        evaluation.run(f"--mode test_clean_acc --search fast --load_path {a_run}".split())
+
+
 @pytest.mark.parametrize(("words", "plan"), [
     ("test_clean_acc", "test-clean-acc"), ("test_adv_acc", "test-adv-acc"),
     ("test_adv_acc --adv_method fgsm", "test-adv-acc-fgsm"), ("test_auto_attack", "test-auto-attack"),

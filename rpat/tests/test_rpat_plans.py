@@ -128,3 +128,13 @@ def test_the_settings_of_a_run_come_back():
               "model": {"name": "small", "classes": 10}, "data": {"protocol": "cifar10"}}
     found = settings_of_run({"config": config, "quirks": ["test-selected"]})
     assert found == replace(L2, quirks=("test-selected",), n_train=5, model="small", precision="fp32")
+
+
+def test_another_search_has_its_own_names():
+    fast, plain = plan_named("paper-rpat-50-last-fast", L2), plan_named("paper-rpat-50-last", L2)
+    assert fast.name == "paper-rpat-50-last-fast" and fast.evaluators[:3] == plain.evaluators[:3]
+    found = fast.evaluators[3]
+    assert (found.name, found.kind, found.norm, found.n) == ("AA (fast search) last", "fast-autoattack", "l2", 50)
+    assert only("test-auto-attack-fast").name == "AA (fast search) Linf eps=8"
+    with pytest.raises(UserError, match="plan test-adv-acc has no AutoAttack"):
+        plan_named("test-adv-acc-fast", LINF)

@@ -149,6 +149,16 @@ def test_measuring_quirks_have_evaluators_and_records_of_their_own():
                                                                             "AutoAttack half"]
 
 
+def test_another_search_keeps_its_place_at_the_end_of_the_name():
+    name = full_name("paper-sotas-10-5-fast", ("half-test-inputs",), "average", chosen=True)
+    assert name == "paper-sotas-10-5-half-test-inputs-last-fast"
+    plan = plan_named(name, settings())
+    assert plan.name == name and plan.half_inputs
+    assert [(each.name, each.n) for each in plan.evaluators] == [
+        ("clean half last", 10), ("PGD-20 half last", 10), ("AA (fast search) half last", 5)]
+    assert full_name("paper-sotas-10-e9-fast", (), "average", chosen=True) == "paper-sotas-10-e9-fast"
+
+
 @pytest.mark.parametrize(("chosen", "ends"), [
     (True, {"best": "", "average": "-last", "best-online": "-online", "last": "-online-last", "9": "-e9"}),
     (False, {"average": "", "last": "-online", "9": "-e9"})])

@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 ADARAT = ["pgd-training", "pgd-training-attack-train-bn", "pgd-attack", "input-pipeline"]
 DYART = ["dyart-projection", "dyart-step"]
 BRAINREG = ["brainreg-pairs", "brainreg-boundary"]
+AUTOATTACK = ["autoattack-float32", "autoattack-fast"]
 
 
 def tiny(**changes):
@@ -37,6 +38,8 @@ def small(monkeypatch):
     """The command measures a small network only, for as many rounds and images as it is asked to."""
     one, two = tiny(), bench.dyart_bench.Settings(batch=4, rounds=1, iterations=2, learn=1, planes=8, projections=1)
     three = bench.brainreg_bench.Settings(batch=4, rounds=1, width=2, side=8, images=40, looped=10)
+    four = bench.bench_autoattack.Settings(width=4, images=6, rounds=1, iterations=2, queries=3, learn=2)
+    monkeypatch.setattr(bench.bench_autoattack, "Settings", lambda **asked: replace(four, rounds=asked["rounds"]))
     for module, settings in ((bench, one), (bench.dyart_bench, two), (bench.brainreg_bench, three)):
         monkeypatch.setattr(module, "Settings", lambda settings=settings, **asked: replace(
             settings, rounds=asked["rounds"], batch=asked["batch"]))
@@ -47,7 +50,7 @@ def test_the_command_writes_record_and_table(tmp_path, capsys):
     assert bench.main(["--device", "cpu", "--batch", "4", "--rounds", "2", "--out", str(tmp_path)]) == 0
     written, = tmp_path.glob("*.json")
     record = json.loads(written.read_text())
-    assert [row["name"] for row in record["rows"]] == ADARAT + DYART + BRAINREG
+    assert [row["name"] for row in record["rows"]] == ADARAT + DYART + BRAINREG + AUTOATTACK
     assert written.stem.endswith("-b4") and record["settings"]["steps"] == 2 and record["schema"] == 1
     assert record["environment"]["engine"]["device"] == "cpu" and record["environment"]["threads"] >= 1
     assert str(tmp_path) not in written.read_text()
@@ -66,15 +69,38 @@ def test_the_command_writes_record_and_table(tmp_path, capsys):
     assert table in capsys.readouterr().out and all(row["title"] in table for row in record["rows"])
 
 
-@pytest.mark.parametrize(("only", "names"), [("adarat", ADARAT), ("dyart", DYART), ("brainreg", BRAINREG)])
+@pytest.mark.parametrize(("only", "names"), [("adarat", ADARAT), ("dyart", DYART), ("brainreg", BRAINREG),
+                                             ("autoattack", AUTOATTACK)])
 @pytest.mark.usefixtures("small")
 def test_the_rows_of_one_paper_alone(only, names, tmp_path):
     assert bench.main(["--device", "cpu", "--rounds", "1", "--only", only, "--out", str(tmp_path)]) == 0
     written, = tmp_path.glob(f"*-{only}.json")
     record, text = json.loads(written.read_text()), written.with_suffix(".md").read_text()
     assert [row["name"] for row in record["rows"]] == names
-    assert ("GFLOP/s" in text) == (only == "adarat") and ("learnt by heart" in text) == (only == "dyart")
+    assert ("GFLOP/s" in text) == (only == "adarat")
+    assert ("learnt by heart" in text) == (only == "dyart")
     assert ("nested loops" in text) == (only == "brainreg")
+    assert not record["checks"] and "check of" not in text
+    for row in record["rows"] if only == "autoattack" else ():
+        stands = row["robust"]
+        assert abs(stands["originals"] - stands[row["name"].removeprefix("autoattack-")]) <= 1
+        assert max(stands.values()) <= 6 and 0 < row["eps"] < 0.5
+        assert "pyautoattack" in text and "ten noisy patterns" in text
+
+
+@pytest.mark.usefixtures("small")
+def test_the_check_has_a_table_of_its_own(tmp_path):
+    assert bench.main(["--device", "cpu", "--rounds", "1", "--only", "check", "--out", str(tmp_path)]) == 0
+    written, = tmp_path.glob("*-check.json")
+    record, text = json.loads(written.read_text()), written.with_suffix(".md").read_text()
+    assert record["rows"] == [] and "images/s" not in text
+    found = {(line["network"], line["training"]): line for line in record["checks"]}
+    assert len(found) == 6 and all(line["seconds"] > 0 for line in found.values())
+    for (network, _), line in found.items():
+        assert line["passed"] == (line["loss_gap"] <= 0.005 and line["same_sign"] >= 0.99)
+        assert not (line["passed"] and network.startswith("pixels shifted"))
+        assert f"{line['same_sign']:.2%}" in text
+    assert any(line["passed"] for line in found.values())
 
 
 @pytest.mark.parametrize("flags", [("--device", "abacus"), ("--model", "resnet19"), ("--batch", "0"), ("--fast",),
