@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from common.attacks import Linf, cross_entropy, input_gradient
+from common.attacks.region import region
 from common.types import StepContext
 
 
@@ -30,6 +31,7 @@ class FriendlyPGD:
         start = (x + Linf(self.eps).start(x, ctx)).clamp(0, 1)
         return self.from_start(model, x, y, start, tau=self.tau(ctx.epoch))
 
+    @region
     def from_start(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, tau: int) -> Tensor:
         linf = Linf(self.eps)
         x_adv = kept = start
@@ -69,6 +71,7 @@ class DynamicPGD:
         start = (x + Linf(self.eps).start(x, ctx)).clamp(0, 1)
         return self.from_start(model, x, y, start, threshold=self.threshold(ctx.epoch))
 
+    @region
     def from_start(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, threshold: float) -> Tensor:
         linf = Linf(self.eps)
         x_adv = start

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common import ema
+from common.capture_training import training_runner
 from common.engine import Engine
 from common.fast_check import FastCheck
 from common.fit import SGD, BatchSource, TrainRecord, crew_of, finish, seeded_step, set_hyper, statistics
@@ -104,7 +105,7 @@ def fit_generalist(*, network: nn.Module, at: Objective, st: Objective, batches:
     parts["fast_check"] = check
     journal = Journal(out=out, weights=weights, identity=identity, parts=parts, device=engine.device)
     journal.restore()
-    runners = {"at": engine.runner(five.at), "st": engine.runner(five.st)}
+    runners = {"at": training_runner(engine, five.at, at), "st": training_runner(engine, five.st, st)}
     generator = torch.Generator(engine.device)
     moving = {name: statistics(getattr(five, name)) for name in optimisers}
 
@@ -123,6 +124,7 @@ def fit_generalist(*, network: nn.Module, at: Objective, st: Objective, batches:
             log: dict[str, Tensor] = {}
             for name, objective in (("at", at), ("st", st)):
                 getattr(five, name).train()
+                runners[name].begin()
                 loss, logged = objective(runners[name], batch, context)
                 optimisers[name].zero_grad(set_to_none=True)
                 loss.backward()

@@ -14,6 +14,7 @@ elsewhere.  x' and what teachers say are constants; gradients flow through f(x) 
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,8 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
 class StandardTraining:
     """ST: CE(x)."""
 
+    recordable: ClassVar[bool] = True
+
     def modules(self) -> dict[str, nn.Module]:
         return {}
 
@@ -103,6 +106,8 @@ class AdversarialTraining:
     attack_in_train_mode  quirk attack-train-bn: batch-norm statistics move while x' is sought, dropout is active
     clean_pass            quirk clean-pass: x passes in train mode although the plain loss does not use it
     """
+
+    recordable: ClassVar[bool] = True
 
     attack: Attack
     ratio: Ratio = field(default_factory=Ratio)
@@ -150,6 +155,8 @@ class Distillation:
                 w_r*( mean_i a_i*KL_i(t_r(x') || p(x')) + mean_i (1-a_i)*KL_i(p(x) || p(x')) ),
                 a_i = (probability that t_r gives y_i on x'_i) ** b, a constant
     """
+
+    recordable: ClassVar[bool] = True
 
     attack: Attack
     robust_teacher: nn.Module

@@ -9,7 +9,7 @@ s is `brainreg.network`'s, t `brainreg.similarity`'s and a constant; CE is the m
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class Regularised:
     arctanh          compare A(s) and A(t) instead of s and t
     move_statistics  quirk pair-bn: the two passes of a pair move batch norm's running statistics too
     """
+
+    recordable: ClassVar[bool] = True
 
     alpha: float | None = None
     arctanh: bool = True

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from common import winograd
+from common.capture import Regions
+from common.compiled import Compiled
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -42,7 +44,11 @@ class AttackView(nn.Module):
     """x (B,C,H,W) float32 in [0,1] -> logits (B,K) float32, with the live network's weights as of `refresh`.
 
     In train mode the batch norms are the network's own modules, so their statistics move.
+    regions: where a GPU records whole attacks (common.capture); compiled: the graph through torch.compile.
     """
+
+    regions: Regions | None = None
+    compiled: Compiled | None = None
 
     def __init__(self, network: nn.Module, training: bool, dtype: torch.dtype):
         super().__init__()
@@ -71,6 +77,12 @@ class AttackView(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the live network's weights and statistics."""
+        if self.regions is None:
+            self._take_over()
+        else:
+            self.regions.run("refresh", self._take_over)
+
+    def _take_over(self) -> tuple[()]:
         for name, target in self.copied:
             source = self.live.get_submodule(name)
             if name in self.folded:
@@ -82,9 +94,10 @@ class AttackView(nn.Module):
             theirs = own_tensors(source)
             for key, ours in own_tensors(target).items():
                 ours.copy_(theirs[key])
+        return ()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.graph(x.to(dtype=self.dtype, memory_format=torch.channels_last)).float()
+        return (self.compiled or self.graph)(x.to(dtype=self.dtype, memory_format=torch.channels_last)).float()
 
 
 class SearchView(AttackView):

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from common import group
 from common.attack_view import AttackView, SearchView, cannot_view
 from common.attacks.mode import frozen, mode
+from common.capture import CudaGraph, Regions, norms_of
+from common.compiled import Compiled
 from common.environment import processor, processors
 from common.errors import UserError
 from common.sync_norm import synchronise
 
 PRECISIONS = ("auto", "fp32", "bf16")
+SPEEDUPS = ("graphs", "compile")
 
 
 class Runner(nn.Module):
@@ -33,13 +36,17 @@ class Runner(nn.Module):
         super().__init__()
         self.network = network
         self.engine = engine
+        self.compiled = engine.compiled(network)
+
+    def begin(self) -> None:
+        """A training step begins; for runners that count its calls."""
 
     def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
         engine = self.engine
         if engine.channels_last:
             x = in_channels_last(x)
         with torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
-            answer = self.network(x)
+            answer = (self.compiled or self.network)(x)
         return answer.float()
 
 
@@ -55,6 +62,8 @@ class Engine:
     """Device, precision and memory format of a run.  `choose` makes one from what a user asks for.
 
     sync_bn: batch norms take the statistics of all processes, instead of each its own.
+    graphs: attacks and training passes are recorded as CUDA graphs (common.capture, common.capture_training).
+    compiles: networks and what attacks see of them go through torch.compile (common.compiled).
     """
 
     device: torch.device
@@ -62,14 +71,19 @@ class Engine:
     channels_last: bool = False
     fast_attacks: bool = False
     sync_bn: bool = False
+    graphs: bool = False
+    compiles: bool = False
     notes: list[str] = field(default_factory=list, compare=False)
     _views: dict[tuple[int, bool, bool], Any] = field(default_factory=dict, compare=False, repr=False)
+    _compiled: dict[int, tuple[nn.Module, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def choose(cls, device: str = "auto", precision: str = "auto", sync_bn: bool = False) -> "Engine":
+    def choose(cls, device: str = "auto", precision: str = "auto", sync_bn: bool = False, speedups: str = "auto"
+               ) -> "Engine":
         """The engine for `device` ("auto", "cpu", "cuda", "cuda:1", "mps") and `precision` ("auto", "fp32", "bf16").
 
         `auto` takes a CUDA device if there is one, and bf16 where the device multiplies it faster than float32.
+        speedups: "graphs", "compile", both with a comma, "none", or "auto": graphs on CUDA, none elsewhere.
         Of several processes (common.group) each has a CUDA device of its own.
         Raises UserError for a device that is not here.
         """
@@ -78,8 +92,9 @@ class Engine:
             raise UserError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
         if precision == "auto":
             precision = "bf16" if bf16_is_fast(chosen) else "fp32"
-        fast = precision == "bf16"
-        return cls(chosen, precision, channels_last=fast, fast_attacks=fast, sync_bn=sync_bn)
+        fast, wanted = precision == "bf16", chosen_speedups(speedups, chosen)
+        return cls(chosen, precision, channels_last=fast, fast_attacks=fast, sync_bn=sync_bn,
+                   graphs="graphs" in wanted, compiles="compile" in wanted)
 
     @property
     def shares(self) -> dict[str, int]:
@@ -97,6 +112,13 @@ class Engine:
     def runner(self, network: nn.Module) -> Runner:
         """The network as objectives call it."""
         return Runner(network, self)
+
+    def compiled(self, module: nn.Module) -> Compiled | None:
+        """The module through torch.compile, one and the same for a module always; None if this engine does not."""
+        if not self.compiles:
+            return None
+        # The module is kept beside it, so that no other one can come by its id.
+        return self._compiled.setdefault(id(module), (module, Compiled(module, self.notes.append)))[1]
 
     @contextmanager
     def attacking(self, model: nn.Module, training: bool = False, fast: bool = True) -> Iterator[nn.Module]:
@@ -140,11 +162,21 @@ class Engine:
             if reason:
                 self.notes.append(f"{'searches' if searches else 'attacks'} run on the plain path: {reason}")
             # The network is kept beside its view, so that no other one can come by its id.
-            make = (lambda: SearchView(network)) if searches else lambda: AttackView(network, training, torch.bfloat16)
-            self._views[key] = (network, None if reason else make())
+            self._views[key] = (network, None if reason else self._new_view(network, training, searches))
         _, view = self._views[key]
         if view is not None:
             view.refresh()
+        return view
+
+    def _new_view(self, network: nn.Module, training: bool, searches: bool) -> AttackView:
+        if searches:
+            return SearchView(network)
+        view = AttackView(network, training, torch.bfloat16)
+        view.compiled = self.compiled(view.graph)
+        if self.graphs and not (training and self.sync_bn):           # no recording waits for other processes
+            pool = torch.cuda.graph_pool_handle()
+            view.regions = Regions(lambda: CudaGraph(pool), lambda line: self.notes.append(f"attacks: {line}"),
+                                   norms_of(view) if training else ())
         return view
 
     def describe(self) -> dict[str, Any]:
@@ -154,6 +186,8 @@ class Engine:
         return {"device": self.device.type, "device_name": name, "precision": self.precision,
                 "channels_last": self.channels_last, "fast_attacks": self.fast_attacks,
                 "torch_threads": torch.get_num_threads(), **({"sync_bn": True} if self.sync_bn else {}),
+                **({"speedups": found} if (found := [name for name, on in zip(SPEEDUPS, (self.graphs, self.compiles),
+                                                                             strict=True) if on]) else {}),
                 "notes": list(self.notes)}
 
 
@@ -171,6 +205,19 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     return device
+
+
+def chosen_speedups(words: str, device: torch.device) -> set[str]:
+    """What --speedups means on a device; UserError for another word, and for graphs without CUDA."""
+    if words == "auto":
+        return {"graphs"} if device.type == "cuda" else set()
+    wanted = {word.strip() for word in words.split(",")} - {"none"}
+    if unknown := wanted - set(SPEEDUPS):
+        raise UserError(f"--speedups {words}: there is no {', '.join(sorted(unknown))}; choose from "
+                        f"{', '.join(SPEEDUPS)}, or auto or none")
+    if "graphs" in wanted and device.type != "cuda":
+        raise UserError(f"--speedups {words}: CUDA graphs need a CUDA device, this is {device.type}: leave them out")
+    return wanted
 
 
 def cpu_flags() -> set[str]:

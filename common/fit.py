@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from common import ema, group
+from common.capture_training import training_runner
 from common.engine import Engine
 from common.fast_check import FastCheck
 from common.files import sha256_of
@@ -133,7 +134,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
              "fast_check": check}
     journal = Journal(out=out, weights=weights, identity=identity, parts=parts, device=engine.device)
     resumed = journal.restore()
-    network = engine.runner(model)
+    network = training_runner(engine, model, objective)
     generator = torch.Generator(engine.device)
     moving = statistics(model, averaged)
 
@@ -158,6 +159,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
                                   attacking=engine.attacking, **crew.of_step(batch.share, engine.sync_bn))
             context = check.guard(context, batch)
             model.train()
+            network.begin()
             if before_step:
                 before_step(network, batch, context)
             loss, log = objective(network, batch, context)

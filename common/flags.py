@@ -142,6 +142,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     ours.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     ours.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"),
                       help="of training and its attacks; evaluation is always float32")
+    ours.add_argument("--speedups", default="auto", help="with a comma between: graphs (attacks and training passes as "
+                      "CUDA graphs), compile (torch.compile); auto: graphs on CUDA; none")
     ours.add_argument("--sync_bn", "--sync-bn", action="store_true", help="of several processes (torchrun, srun): "
                       "batch norm over the images of all, instead of each its own")
     ours.add_argument("--seed", type=int, default=1, help="of everything random in the run")

@@ -129,7 +129,11 @@ class StepContext:
 
 
 class Objective(Protocol):
-    """All that a paper hands to the trainer.  Stateless: it depends on (model, batch, ctx) alone."""
+    """All that a paper hands to the trainer.  Stateless: it depends on (model, batch, ctx) alone.
+
+    A class attribute `recordable = True` says that it passes `model` in the same way in every step and takes first
+    derivatives only, in its parameters: then a GPU may record these passes (common.capture_training).
+    """
 
     def __call__(self, model: nn.Module, batch: Batch, ctx: StepContext) -> LossOut: ...
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from common.attacks import L1, L2, Ball, Linf, cross_entropy, gaussian, in_ball, input_gradient, kl_to, towards_noise
 from common.attacks.balls import TINY, finite
+from common.attacks.region import region
 from common.attacks.starts import Displacement
 from common.errors import UserError
 from common.types import Attack, StepContext
@@ -96,6 +97,7 @@ class Ascent:
             start = start.clamp(0, 1) if self.clip_start else start
         return self.from_start(model, x, y, start, images=ctx.rows(x))
 
+    @region
     def from_start(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, images: int) -> Tensor:
         """x' (B,C,H,W) of an ascent from `start`; images: those of the whole batch, over all ranks."""
         x, x_adv, loss, share = x.detach(), start.detach(), cross_entropy, 1 / images

@@ -16,6 +16,7 @@ a loss in train mode, in the order of the released code, in which they move batc
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +105,8 @@ class Consistency:
 
 class Stateless:
     """An objective without networks of its own."""
+
+    recordable: ClassVar[bool] = True
 
     def modules(self) -> dict[str, nn.Module]:
         return {}

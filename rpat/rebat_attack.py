@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from common.attacks import ball, cross_entropy, input_gradient
 from common.attacks.balls import finite
+from common.attacks.region import region
 from common.errors import UserError
 from common.types import StepContext
 from rpat.attacks import columns
@@ -64,6 +65,7 @@ class RebatPGD:
         """A random displacement, clipped to the box."""
         return clipped(x, ball(self.norm, self.eps).start(x, ctx).to(x.dtype))
 
+    @region
     def from_start(self, model: nn.Module, x: Tensor, y: Tensor, displacement: Tensor, *, images: int) -> Tensor:
         """The displacement (B,C,H,W) at the end; images: those of the whole batch, over all ranks."""
         norms = moving_norms(model) if y.dim() == 2 else []

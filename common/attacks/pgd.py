@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from common.attacks.balls import Ball, ball
 from common.attacks.losses import cross_entropy, cw_loss, kl_to
+from common.attacks.region import region
 from common.attacks.starts import Displacement, in_ball
 from common.types import LossPerImage, StepContext
 
@@ -62,6 +63,7 @@ class PGD:
         start = x.detach() + self.displace(self.ball, x, ctx)
         return start.clamp(0, 1) if self.clip_start else start
 
+    @region
     def from_start(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
         """The end point of an ascent from `start` (B,C,H,W)."""
         x, x_adv, threat = x.detach(), start.detach(), self.ball
