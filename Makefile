@@ -26,7 +26,7 @@ PLANNER = $(or $(shell for python in $(PYTHON) $(PYTHONS); do \
 # A variable's text as the user typed it, for the shell: neither make nor the shell expands a $ or a blank in it.
 quoted = '$(subst ','\'',$(value $(1)))'
 
-.PHONY: help setup quick test test-slow test-all lint bench report clean-build \
+.PHONY: help setup quick test test-slow test-all lint bench fast-vs-plain report clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
         reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
@@ -103,6 +103,9 @@ lint: $(READY) ## Check the style only
 
 bench: $(READY) ## Measure training step and input pipeline against the original's way, in one run
 	$(PYTHON) -m scripts.bench
+
+fast-vs-plain: $(READY) ## Five seeds trained in bf16 and in float32: do accuracies differ?  DATA=npz:FILE adds real images
+	$(PYTHON) -m scripts.fast_vs_plain $(if $(DATA),--data $(call quoted,DATA)) $(if $(DEVICE),--device $(call quoted,DEVICE))
 
 reproduce-adarat-cifar10: $(READY) ## AdaRAT on CIFAR-10: teachers, all methods and variants, evaluation, table, figures
 	$(call reproduce,adarat,cifar10)

@@ -113,7 +113,7 @@ class Clone:
 
     def __init__(self, root: Path):
         self.root = root
-        for folder in ("common", "scripts"):
+        for folder in ("common", "common/evaluation", "scripts"):
             (root / folder).mkdir()
             for path in (ROOT / folder).glob("*.py"):
                 shutil.copy(path, root / folder)

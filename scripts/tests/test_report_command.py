@@ -23,11 +23,12 @@ TABLE = Table(title="AdaRAT", compare=(("adarat", "plain"),), reported_paper="Ad
 @pytest.fixture
 def clone(tmp_path):
     """The code that reads records, AdaRAT's figures and the reported numbers; no torch can be imported."""
-    for folder in ("common", "scripts", "adarat"):
+    for folder in ("common", "common/evaluation", "scripts", "adarat"):
         (tmp_path / folder).mkdir()
-    for path in (*(ROOT / "common").glob("*.py"), *(ROOT / "scripts").glob("*.py"),
+    for path in (*(ROOT / "common").glob("*.py"), *(ROOT / "common/evaluation").glob("*.py"),
+                 *(ROOT / "scripts").glob("*.py"),
                  *(ROOT / "adarat" / name for name in ("__init__.py", "figures.py", "settings.py"))):
-        shutil.copy(path, tmp_path / path.parent.name)
+        shutil.copy(path, tmp_path / path.relative_to(ROOT))
     (tmp_path / "adarat" / "runs.py").write_text(RUNS)
     (tmp_path / "torch.py").write_text("raise ImportError('torch is not to be imported')\n")
     (tmp_path / "results").mkdir()
