@@ -9,6 +9,7 @@ from torch import nn
 from brainreg.network import Pair, PairResNet, build, similarity_matrix
 from brainreg.tests.brainreg_networks import a_pair, cosines, pictures, small
 from common.checkpoint import load_weights
+from common.engine import Engine
 from common.errors import UserError
 from common.experiment import build_network
 from common.models import count_parameters
@@ -81,6 +82,25 @@ def test_similarities_and_logits_of_the_released_code(golden):
     torch.testing.assert_close(torch.cat(list(network.running_mean)), golden["brainreg/running_mean_after"], **close)
     with torch.no_grad():
         torch.testing.assert_close(network.eval()(halves[0]), golden["brainreg/logits_eval_after_pair"], **close)
+
+
+def test_similarities_and_logits_of_the_released_code_on_the_fast_path(golden):
+    """Passes in bf16 autocast, channels-last; cosines are taken in float32: within what bf16 rounds off."""
+    engine = Engine(torch.device("cpu"), "bf16", channels_last=True, fast_attacks=True)
+    network, halves = engine.place(released(golden)), (golden["brainreg/pair0"], golden["brainreg/pair1"])
+    network.layer_weight.data.copy_(golden["brainreg/layer_weight"])
+    run = engine.runner(network.train())
+    s = run(Pair(*(5 * (images - 0.5) for images in halves)))
+    s.sum().backward()
+    torch.testing.assert_close(s.detach(), golden["brainreg/pair_score"], rtol=0.02, atol=0.01)
+    torch.testing.assert_close(network.layer_weight.grad, golden["brainreg/pair_score_grad_layer_weight"], rtol=0.05,
+                               atol=0.02)
+    torch.testing.assert_close(torch.cat(list(network.running_mean)), golden["brainreg/running_mean_after"], rtol=0.02,
+                               atol=0.005)
+    with torch.no_grad():
+        network.eval()
+        theirs = golden["brainreg/logits_eval_after_pair"]
+        assert (run(halves[0]) - theirs).norm() < 0.05 * theirs.norm()
 
 
 @pytest.mark.parametrize("nested", [{"best_state": None, "config": {"task": "CIFAR10", "seed": 0}}, None])

@@ -33,6 +33,16 @@ def test_search_of_the_released_code(golden, tiny):
     torch.testing.assert_close(points, theirs[golden["dyart/fab_correct_index"]], rtol=0, atol=2e-6)
 
 
+def test_search_of_the_released_code_on_the_fast_path(golden, tiny):
+    """What a bf16 engine searches on: the same network in float32, prepared for it."""
+    engine = Engine(torch.device("cpu"), "bf16", channels_last=True, fast_attacks=True)
+    with engine.searching(engine.place(tiny)) as network:
+        assert network is not tiny
+        points, found = golden_search(golden, network)
+    assert torch.equal(found, golden["dyart/fab_success"])
+    torch.testing.assert_close(points, golden["dyart/fab_adv"][golden["dyart/fab_correct_index"]], rtol=0, atol=5e-5)
+
+
 def test_start_and_choice_of_images_of_the_released_code(golden, tiny):
     index = golden["dyart/fab_correct_index"]
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.engine import Engine
 from common.types import Batch
 from rpat.method import (
     AdversarialTraining,
@@ -34,13 +35,16 @@ def gradient_of(loss, model):
 
 # --- the released code's values ---
 
-@pytest.mark.parametrize("network", ["tiny", "tinybn"])
-@pytest.mark.parametrize(("key", "pair", "objective"), [
+LOSSES = [
     ("pgdat_rpat", False, lambda attack: AdversarialTraining(attack, ROBUST)),
     ("trades_rpat", False, lambda attack: Trades(attack, 6.0, ROBUST)),
     ("trades_rpat", False, lambda attack: Trades(attack, 6.0, ROBUST, third_pass=False)),
     ("consistency", True, lambda attack: AdversarialTraining(attack, None, Consistency())),
-    ("consistency_rpat", True, lambda attack: AdversarialTraining(attack, ROBUST, Consistency()))])
+    ("consistency_rpat", True, lambda attack: AdversarialTraining(attack, ROBUST, Consistency()))]
+
+
+@pytest.mark.parametrize("network", ["tiny", "tinybn"])
+@pytest.mark.parametrize(("key", "pair", "objective"), LOSSES)
 def test_losses_and_gradients_of_the_released_code(golden, request, network, key, pair, objective):
     model = request.getfixturevalue(network).train()
     x, x_adv = (golden["rpat/pair"], golden["rpat/pair_adv"]) if pair else (golden["x"], golden["rpat/x_adv"])
@@ -48,6 +52,19 @@ def test_losses_and_gradients_of_the_released_code(golden, request, network, key
     torch.testing.assert_close(out.loss.detach(), golden[f"rpat/{network}/{key}"], **CLOSE)
     torch.testing.assert_close(gradient_of(out.loss, model), golden[f"rpat/{network}/{key}_grad"], **CLOSE)
     assert all(not value.requires_grad and value.dim() == 0 for value in out.logs.values())
+
+
+@pytest.mark.parametrize("network", ["tiny", "tinybn"])
+@pytest.mark.parametrize(("key", "pair", "objective"), LOSSES)
+def test_losses_and_gradients_of_the_released_code_on_the_fast_path(golden, request, network, key, pair, objective):
+    """The training passes in bf16 autocast, channels-last: within what bf16 rounds off."""
+    engine = Engine(torch.device("cpu"), "bf16", channels_last=True, fast_attacks=True)
+    model = engine.place(request.getfixturevalue(network).train())
+    x, x_adv = (golden["rpat/pair"], golden["rpat/pair_adv"]) if pair else (golden["x"], golden["rpat/x_adv"])
+    out = objective(given(x_adv))(engine.runner(model), Batch(x, golden["y"]), context())
+    torch.testing.assert_close(out.loss.detach(), golden[f"rpat/{network}/{key}"], rtol=0.01, atol=1e-3)
+    ours, theirs = gradient_of(out.loss, model), golden[f"rpat/{network}/{key}_grad"]
+    assert F.cosine_similarity(ours, theirs, dim=0) > 0.99 and 0.9 < ours.norm() / theirs.norm() < 1.1
 
 
 @pytest.mark.parametrize("key", ["pgdat_rpat", "trades_rpat"])
