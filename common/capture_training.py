@@ -49,11 +49,12 @@ class Call:
 
 
 class RecordedRunner(Runner):
-    """A runner that records the passes of its network.  record: what records; `begin` starts a step."""
+    """A runner that records the passes of its network.  record: what records, None: `cuda_graphs`; `begin` starts a
+    step."""
 
-    def __init__(self, network: nn.Module, engine: Engine, record: Record = cuda_graphs):
+    def __init__(self, network: nn.Module, engine: Engine, record: Record | None = None):
         super().__init__(network, engine)
-        self.record = record
+        self.record = record or cuda_graphs
         self.norms = norms_of(network)
         self.known: dict[Hashable, Call] = {}
         self.turn = 0                              # calls that this step has made

@@ -119,7 +119,8 @@ class FastCheck:
         who = {"network": self.names.get(id(network), "another network"), "training": training}
         last = next((one for one in reversed(self.answers) if who.items() <= one.items()), None)
         if last is None or any(last["step"] < step <= ctx.step for step in STEPS):
-            found = compare(network, batch.x[:IMAGES], batch.y[:IMAGES], self.engine, training=training)
+            count = min(IMAGES, len(batch.y))        # x may hold further views of the images, one after another
+            found = compare(network, batch.x[:count], batch.y[:count], self.engine, training=training)
             # The mean over all ranks, so that all of them answer alike.
             numbers = Comparison(*(ctx.mean(values.detach()).item() for values in found))
             answer = {**who, "step": ctx.step, **numbers._asdict()}

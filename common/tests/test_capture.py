@@ -1,5 +1,4 @@
-"""Regions with a recorder that does again what it recorded, in the place of a CUDA graph, whose rules it keeps: inputs
-and outputs have fixed places, and recording does nothing."""
+"""Regions, with a recorder that does again what it recorded in the place of a CUDA graph."""
 
 import pytest
 import torch
@@ -9,29 +8,8 @@ from common import capture
 from common.attack_view import AttackView
 from common.attacks import PGD, cross_entropy
 from common.attacks.pgd import TradesPGD
-from common.capture import MOST, WARM, Regions, listed, restore, statistics
-
-
-class Again:
-    """A recorder; state: what recording must leave alone."""
-
-    def __init__(self, state=(), spoil=0.0, fails=None):
-        self.state, self.spoil, self.fails, self.replays = list(state), spoil, fails, 0
-
-    def record(self, function):
-        if self.fails:
-            function()                                        # the statistics have moved when it breaks off
-            raise RuntimeError(self.fails)
-        before = [tensor.clone() for tensor in self.state]
-        self.function, self.outputs = function, function()
-        restore(self.state, before)
-        for tensor in listed(self.outputs):
-            tensor.fill_(torch.nan)                           # nobody may read it before a replay
-        return self.outputs
-
-    def replay(self):
-        self.replays += 1
-        restore(listed(self.outputs), [one + self.spoil for one in listed(self.function())])
+from common.capture import MOST, WARM, Regions, statistics
+from common.tests.recorders import Again
 
 
 class Counted:

@@ -1,5 +1,4 @@
-"""Recorded training passes, with a recorder that does as torch.cuda.make_graphed_callables does: it passes a few times
-first, and its passes have one place for their inputs and outputs."""
+"""Recorded training passes, with a recorder that does as torch.cuda.make_graphed_callables does."""
 
 from dataclasses import replace
 
@@ -12,51 +11,10 @@ from common.attacks.mode import untracked
 from common.capture import WARM
 from common.capture_training import MOST, RecordedRunner, training_runner
 from common.engine import Engine
+from common.tests.recorders import Recorder
 from common.types import LossOut
 
 CPU = torch.device("cpu")
-
-
-class Places(torch.autograd.Function):
-    """The passes of a module with fixed places: what a second call finds in them is its own, not the first one's."""
-
-    @staticmethod
-    def forward(ctx, recording, x, *parameters):
-        recording.x.copy_(x)
-        recording.replays += 1
-        with torch.enable_grad():
-            recording.logits = recording.module(recording.x)
-        ctx.recording = recording
-        return recording.logits.detach() + recording.spoil
-
-    @staticmethod
-    def backward(ctx, gradient):
-        recording = ctx.recording
-        found = torch.autograd.grad(recording.logits, recording.parameters, gradient, allow_unused=True)
-        return None, None, *found
-
-
-class Recording:
-    def __init__(self, module, sample, spoil):
-        self.module, self.x, self.spoil, self.replays = module, sample.clone(), spoil, 0
-        self.parameters = list(module.parameters())
-        for _ in range(3):
-            module(sample)
-
-    def __call__(self, x):
-        return Places.apply(self, x, *self.parameters)
-
-
-class Recorder:
-    def __init__(self, spoil=0.0, fails=None):
-        self.spoil, self.fails, self.made = spoil, fails, []
-
-    def __call__(self, module, sample):
-        if self.fails:
-            module(*sample)
-            raise RuntimeError(self.fails)
-        self.made.append(Recording(module, *sample, self.spoil))
-        return self.made[-1]
 
 
 def network(dropout=0.0):

@@ -179,6 +179,18 @@ def test_each_network_and_mode_has_its_own_answer(monkeypatch):
     assert said == ["the model in eval", "the average in eval", "the model in train"]
 
 
+def test_of_several_views_of_the_images_the_first_are_asked_about():
+    """Consistency training stacks two views of each image: twice as many images as labels."""
+    one, model = next(Noise().epoch(0)), network()
+    found = []
+    for x in (one.x, torch.cat((one.x, 1 - one.x))):
+        engine = fast()
+        check = FastCheck(engine, {"the model": model})
+        with check.guard(context(), Batch(x, one.y)).attacking(engine.runner(model), False):
+            found += check.answers
+    assert len(found) == 2 and found[0] == found[1]
+
+
 def test_a_network_that_cannot_be_traced_is_checked_as_it_is_attacked():
     class Branching(nn.Module):
         def __init__(self, far):
