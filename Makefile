@@ -12,6 +12,8 @@ DATA    ?=
 DATA_DIR ?=
 DEVICE  ?=
 EXTRA   ?=
+ONLY    ?=
+METHOD  ?=
 DATASETS ?= cifar10
 
 # The stamp's name holds the lock's checksum: an edited lock is installed again, an unchanged one never.
@@ -26,7 +28,7 @@ PLANNER = $(or $(shell for python in $(PYTHON) $(PYTHONS); do \
 # A variable's text as the user typed it, for the shell: neither make nor the shell expands a $ or a blank in it.
 quoted = '$(subst ','\'',$(value $(1)))'
 
-.PHONY: help setup quick test test-slow test-all lint bench fast-vs-plain report clean-build \
+.PHONY: help setup quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
         reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
@@ -101,8 +103,14 @@ test-all: test ## Run the fast tests, then the slow ones
 lint: $(READY) ## Check the style only
 	$(PYTHON) -m ruff check .
 
-bench: $(READY) ## Measure training step and input pipeline against the original's way, in one run
-	$(PYTHON) -m scripts.bench
+bench: $(READY) ## Measure every method against its original's way, in one run (ONLY="rpat pipeline": some)
+	$(PYTHON) -m scripts.bench $(if $(ONLY),--only $(ONLY))
+
+bench-grow: $(READY) ## Measure how a PGD-AT step's cost grows: batch, attack steps, width, image size, GPUs
+	$(PYTHON) -m scripts.bench --grow
+
+profile: $(READY) ## Say where a training step's time goes (METHOD=pgd-training: see scripts/profile_step.py)
+	$(PYTHON) -m scripts.profile_step $(if $(METHOD),--method $(METHOD))
 
 fast-vs-plain: $(READY) ## Five seeds trained in bf16 and in float32: do accuracies differ?  DATA=npz:FILE adds real images
 	$(PYTHON) -m scripts.fast_vs_plain $(if $(DATA),--data $(call quoted,DATA)) $(if $(DEVICE),--device $(call quoted,DEVICE))

@@ -3,8 +3,6 @@
 import copy
 import logging
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 from common import models
 from common.attacks.pgd import PGD
-from common.benchmark import Timings, learnt_by_heart, rounds, sentence, summary
+from common.benchmark import Timings, learnt_by_heart, rounds, summary
 from common.data.splits import Split, to_float
 from common.engine import Engine
 from common.evaluation import Evaluator, Plan, evaluate
@@ -33,7 +31,8 @@ class Settings:
     width: int | None = None
     images: int = 64
     rounds: int
-    limit: float | None = None                      # seconds, of both rows together
+    limit: float | None = None                      # seconds of both rows together, after which no third round begins
+    matrix: int = 0
     iterations: int = 5
     queries: int = 250
     learn: int = 90                                 # steps in which the network learns the images
@@ -80,9 +79,9 @@ def ours(network: nn.Module, split: Split, evaluator: Evaluator, device: torch.d
         return evaluate(network, split, plan, seed=0, device=device, work=Path(work), progress=False)[0].robust
 
 
-def measure(settings: Settings, engine: Engine, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def measure(settings: Settings, engine: Engine) -> list[dict[str, Any]]:
     """Both rows, each against the same blocks of the originals' way."""
-    device, started = engine.device, time.perf_counter()
+    device = engine.device
     split = pictures(settings.images)
     x, y = to_float(split.images).to(device), split.labels.to(device)
     torch.manual_seed(0)
@@ -98,7 +97,7 @@ def measure(settings: Settings, engine: Engine, say: Callable[[str], None]) -> l
     logger, level = logging.getLogger("auto-attack"), logging.getLogger("auto-attack").level
     logger.setLevel(logging.ERROR)
     try:
-        for _ in rounds(settings, started, 1.0):
+        for _ in rounds(settings):
             for way, block in blocks.items():
                 timings[way].time(device, lambda: robust.update({way: block()}))       # noqa: B023
     finally:
@@ -107,8 +106,10 @@ def measure(settings: Settings, engine: Engine, say: Callable[[str], None]) -> l
     for way, title in (("float32", "AutoAttack, float32 search"), ("fast", "AutoAttack's attacks, fast search")):
         row = summary(f"autoattack-{way}", title, settings.images, timings["originals"], timings[way])
         done.append(row | {"eps": eps, "robust": {name: robust[name] for name in ("originals", way)}})
-        say(sentence(done[-1]))
     return done
+
+
+ROWS = {"autoattack": measure}
 
 
 def notes(settings: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:

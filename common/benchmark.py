@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from common.engine import Engine
-from common.render import DASH
+from common.render import DASH, Grid
 
 
 class Pace(Protocol):
     """How often a row is measured."""
 
     rounds: int
-    limit: float | None                             # seconds, of all rows together
+    limit: float | None                             # seconds of a row, after which no third round is begun
+    matrix: int                                     # rows of the square matrices whose product gives the matrix rate
 
 
 @dataclass
@@ -90,7 +91,26 @@ def peak_bytes(device: torch.device, block: Callable[[], Any]) -> int | None:
     return most
 
 
-def forward_operations(network: nn.Module, size: int = 32) -> int:
+class Product:
+    """A product of two square matrices in the engine's precision: what the device multiplies at best."""
+
+    def __init__(self, engine: Engine, size: int):
+        self.device, self.size, self.timings = engine.device, size, Timings(1)
+        self.matrix = torch.randn(size, size, device=engine.device).to(
+            torch.bfloat16 if engine.precision == "bf16" else torch.float32)
+        self.time()
+        self.timings.seconds.clear()
+
+    def time(self) -> None:
+        self.timings.time(self.device, lambda: repeat(4, torch.mm, self.matrix, self.matrix))
+
+    @property
+    def rate(self) -> float:
+        """Operations per second, 2 per multiply-add: the median of the blocks timed."""
+        return 4 * 2 * self.size ** 3 / median(self.timings.seconds)
+
+
+def forward_operations(network: nn.Module, size: int = 32, channels: int = 3) -> int:
     """Useful operations of one image's forward pass: 2 per multiply-add, products with zero padding not counted."""
     total = 0
 
@@ -108,7 +128,7 @@ def forward_operations(network: nn.Module, size: int = 32) -> int:
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.register_forward_hook(add)
     with torch.no_grad():
-        twin(torch.zeros(1, 3, size, size))
+        twin(torch.zeros(1, channels, size, size))
     return total
 
 
@@ -139,15 +159,49 @@ def repeat(times: int, run: Callable[..., Any], *values: Any) -> None:
         run(*values)
 
 
-def rounds(settings: Pace, started: float, share: float) -> Iterator[None]:
-    """The rounds of a row, at least one: none is begun after `share` of the time limit."""
+def rounds(settings: Pace) -> Iterator[None]:
+    """The rounds of a row: no third one is begun after the limit, and two make a spread."""
+    started = time.perf_counter()
     for index in range(settings.rounds):
-        if index and settings.limit is not None and time.perf_counter() - started > share * settings.limit:
+        if index > 1 and settings.limit is not None and time.perf_counter() - started > settings.limit:
             return
         yield
 
 
 # --- rows of a table: the originals' way beside ours ---
+
+def compare(settings: Pace, engine: Engine, name: str, title: str, *, theirs: Callable[[], Any],
+            ours: Callable[[], Any], batch: int, block: int = 1, operations: float | None = None) -> dict[str, Any]:
+    """The row of two ways that were warmed up, each called `block` times per round, for `batch` images a call.
+
+    operations: useful ones per image, of either way; with them the row has shares of the device's matrix rate.
+    """
+    device, old, new = engine.device, Timings(block * batch), Timings(block * batch)
+    product = Product(engine, settings.matrix) if operations else None
+    for _ in rounds(settings):
+        old.time(device, lambda: repeat(block, theirs))
+        new.time(device, lambda: repeat(block, ours))
+        if product:
+            product.time()
+    row = summary(name, title, batch, old, new)
+    return with_shares(row, operations, product) if product else row
+
+
+def with_shares(row: dict[str, Any], operations: float, product: Product) -> dict[str, Any]:
+    """The row with what share of the matrix rate the useful operations of both ways are."""
+    for way in ("originals", "ours"):
+        row[way]["share_of_matrix_rate"] = row[way]["images_per_second"]["median"] * operations / product.rate
+    return row | {"operations_per_image": operations, "matrix_seconds": product.timings.seconds,
+                  "matrix_operations_per_second": product.rate}
+
+
+def with_memory(row: dict[str, Any], device: torch.device, **brief: Callable[[], Any]) -> dict[str, Any]:
+    """The row with the peak memory of brief blocks originals=..., ours=..., where no timed block told it (CPU)."""
+    for way, block in brief.items():
+        if row[way]["peak_bytes"] is None:
+            row[way]["peak_bytes"] = peak_bytes(device, block)
+    return row
+
 
 def summary(name: str, title: str, batch: int, old: Timings, new: Timings) -> dict[str, Any]:
     """A row: both ways, the ratio of the medians, and how far the rounds' own ratios spread."""
@@ -178,3 +232,15 @@ def sentence(row: dict[str, Any]) -> str:
     """What is said as soon as the row is done."""
     title, batch, old, new, ratio, *_ = cells(row)
     return f"{title}, batch {batch}: {old} -> {new} images/s, ratio {ratio}"
+
+
+HEADER = ("what", "batch", "originals, images/s", "ours, images/s", "ratio", "originals, share", "memory",
+          "ours, share", "memory")
+
+
+def padded(header: tuple[str, ...], rows: list[tuple[str, ...]], title: str, notes: list[str]) -> Grid:
+    """A grid whose columns are as wide as their widest cell, to be read as it is."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    head, *body = (tuple(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+                   for line in (header, *rows))
+    return Grid(title, head, tuple(body), tuple(notes))

@@ -1,13 +1,13 @@
 """DyART's step written the original's way, to be measured against, and the rows of the benchmark: see scripts/bench.
 
-Facts, not text, of the released code: float32 in contiguous NCHW, run eagerly; phi(x) twice before the search, and
-phi(x^) once more without gradient before the one with; per iteration the gradient by autograd.grad through a network
-whose parameters stay trainable, both projections in one call that sorts the pixels, indices of the images that crossed
-asked for and used on the host's side; both passes of training in float32.
+Facts, not text, of the released code (umd-huang-lab/Dynamics-Aware-Robust-Training, core/DyART/DyART_Linf.py and
+FAB/FAB_scalar_boundary.py): float32 in contiguous NCHW, run eagerly; phi(x) twice before the search, and phi(x^) once
+more without gradient before the one with; per iteration the gradient by autograd.grad through a network whose
+parameters stay trainable, both projections in one call that sorts the pixels, indices of the images that crossed asked
+for and used on the host's side; both passes of training in float32.
 """
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import fit
+from common import fit, models
 from common.attacks.projection import project_linf
-from common.benchmark import Timings, learnt_by_heart, peak_bytes, repeat, rounds, sentence, summary
+from common.bench_step import OneBatch, OurStep
+from common.bench_step import Settings as StepSettings
+from common.benchmark import (
+    compare,
+    forward_operations,
+    learnt_by_heart,
+    peak_bytes,
+    with_memory,
+)
 from common.engine import Engine
 from common.types import Batch, StepContext
 from dyart.boundary import FAB, SHORTEST
@@ -31,7 +39,10 @@ class Settings:
 
     batch: int
     rounds: int
-    limit: float | None = None                      # seconds, of both rows together
+    limit: float | None = None                      # seconds of a row, after which no third round is begun
+    model: str = "resnet18"
+    width: int | None = None
+    matrix: int = 2048
     iterations: int = 20                            # of FAB
     learn: int = 15                                 # steps in which the network learns the batch by heart
     planes: int = 512
@@ -165,31 +176,34 @@ class Ours:
         return logs
 
 
-def measure_projection(settings: Settings, device: torch.device, started: float, share: float) -> dict[str, Any]:
+def measure_projection(settings: Settings, engine: Engine) -> list[dict[str, Any]]:
     """Projections of random points in the box onto random planes, a tenth of the way to the farthest corner off."""
     planes, pixels = settings.planes, 3072
     generator = torch.Generator().manual_seed(0)
     z, w = (torch.rand(planes, pixels, generator=generator), torch.randn(planes, pixels, generator=generator))
     b = ((z + 0.1 * ((w > 0).float() - z)) * w).sum(1)
-    z, w, b = (each.to(device) for each in (z, w, b))
-    old, new = Timings(planes * settings.projections), Timings(planes * settings.projections)
+    z, w, b = (each.to(engine.device) for each in (z, w, b))
     project_by_sorting(z, w, b), project_linf(z, w, b)                          # warm-up
-    for _ in rounds(settings, started, share):
-        old.time(device, lambda: repeat(settings.projections, project_by_sorting, z, w, b))
-        new.time(device, lambda: repeat(settings.projections, project_linf, z, w, b))
     title = f"DyART: L-inf projection of {pixels:,} pixels, against sorting them"
-    return summary("dyart-projection", title, planes, old, new)
+    return [compare(settings, engine, "dyart-projection", title, theirs=lambda: project_by_sorting(z, w, b),
+                    ours=lambda: project_linf(z, w, b), batch=planes, block=settings.projections)]
 
 
-def measure_step(settings: Settings, network: nn.Module, engine: Engine, started: float, share: float
-                 ) -> dict[str, Any]:
+def learnt(settings: Settings | StepSettings, engine: Engine) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network that has learnt the batch x, y by heart, so that there is something to search."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(settings.batch, 3, 32, 32, generator=generator).to(engine.device)
+    y = torch.randint(0, 10, (settings.batch,), generator=generator).to(engine.device)
+    torch.manual_seed(0)
+    network = models.build(settings.model, classes=10, width=settings.width)
+    return learnt_by_heart(network, engine, x, y, getattr(settings, "learn", 15)), x, y
+
+
+def measure_step(settings: Settings, engine: Engine) -> list[dict[str, Any]]:
     """A DyART step of both ways on one batch, again and again with learning rate 0: both go on searching the same
     points of the same network.  Then, of our way: memory of a search beside that of a whole step of training.
     """
-    device, generator = engine.device, torch.Generator().manual_seed(1)
-    x = torch.rand(settings.batch, 3, 32, 32, generator=generator).to(device)
-    y = torch.randint(0, 10, (settings.batch,), generator=generator).to(device)
-    network = learnt_by_heart(network, engine, x, y, settings.learn)
+    device, (network, x, y) = engine.device, learnt(settings, engine)
     method = DyART(search=FAB(steps=settings.iterations))
     sgd, twin = fit.SGD(nesterov=True), copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     ours, theirs = (Ours(network, sgd.build(network), method, engine), Originals(twin, sgd.build(twin), method))
@@ -199,45 +213,64 @@ def measure_step(settings: Settings, network: nn.Module, engine: Engine, started
     def context() -> StepContext:
         return StepContext(generator=torch.Generator(device).manual_seed(2), attacking=engine.attacking)
 
-    old, new = Timings(settings.batch), Timings(settings.batch)
     near = method.boundary(ours.runner, x, y, context())
-    logs = ours.train(x, y, near, context())                                    # warm-up
+    logs = {name: value.item() for name, value in ours.train(x, y, near, context()).items()}        # warm-up
     if device.type == "cuda":
         theirs.step(x, y, context())
-    for _ in rounds(settings, started, share):
-        old.time(device, lambda: theirs.step(x, y, context()))
-        new.time(device, lambda: ours.step(x, y, context()))
+        ours.step(x, y, context())
     title = f"DyART training step, {settings.iterations} FAB iterations"
-    row = summary("dyart-step", title, settings.batch, old, new)
-    row |= {name: logs[name].item() for name in ("searched", "found", "kept", "radius")}
+    row = compare(settings, engine, "dyart-step", title, theirs=lambda: theirs.step(x, y, context()),
+                  ours=lambda: ours.step(x, y, context()), batch=settings.batch,
+                  operations=useful_passes(settings.iterations, logs) * forward_operations(network))
+    row |= {name: logs[name] for name in ("searched", "found", "kept", "radius")}
     brief = DyART(search=FAB(steps=2))                          # every iteration needs what the first ones need
     ours.optimiser.zero_grad(set_to_none=True)
     searching = peak_bytes(device, lambda: brief.boundary(ours.runner, x, y, context()))
     training = peak_bytes(device, lambda: ours.train(x, y, near, context()))
-    return row | {"search_peak_bytes": searching, "training_peak_bytes": training}
+    row |= {"search_peak_bytes": searching, "training_peak_bytes": training}
+    few = Originals(twin, theirs.optimiser, brief)
+    row = with_memory(row, device, originals=lambda: few.step(x, y, context()))
+    return [with_peak(row, searching, training)]
 
 
-def measure(settings: Settings, network: nn.Module, engine: Engine, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Both rows.  network: x (B,3,32,32) -> logits (B,10); it is changed.  `say` gets a line as each row is done."""
-    started = time.perf_counter()
-    done = [measure_projection(settings, engine.device, started, 0.1)]
-    say(sentence(done[0]))
-    done.append(measure_step(settings, network, engine, started, 1.0))
-    say(sentence(done[1]))
-    return done
+def useful_passes(iterations: int, logs: dict[str, float]) -> float:
+    """What a step needs, in forward passes of an image: phi of all; per iteration phi, its gradient and phi where it
+    ends, of the searched; phi and its gradient of the found; both training passes."""
+    return 1 + 3 * iterations * logs["searched"] + 2 * logs["found"] + 3 * (1 + logs["kept"])
+
+
+def with_peak(row: dict[str, Any], *parts: int | None) -> dict[str, Any]:
+    """The row with the peak of our parts as that of a step, where no timed block told it (CPU)."""
+    if row["ours"]["peak_bytes"] is None and None not in parts:
+        row["ours"]["peak_bytes"] = max(parts)
+    return row
+
+
+def our_step(settings: StepSettings, engine: Engine) -> OurStep:
+    """DyART's objective in our loop; with learning rate 0, for steps on random labels would unlearn the batch."""
+    network, x, y = learnt(settings, engine)
+    return OurStep(network, engine, lambda steps: DyART(search=FAB(steps=steps)), OneBatch(Batch(x, y)), lr=0.0,
+                   optim=fit.SGD(nesterov=True, clip_norm=0.1))
+
+
+STEPS = {"dyart-step": our_step}
+ROWS: dict[str, Callable[[Settings, Engine], list[dict[str, Any]]]] = {
+    "dyart-projection": measure_projection, "dyart-step": measure_step}
 
 
 def notes(settings: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """What one must know to read the rows."""
-    row = next(each for each in rows if each["name"] == "dyart-step")
     said = ["DyART, originals: the released code's way: float32 search and training in contiguous NCHW, parameters "
             "trainable while searching, phi(x) and phi(x^) computed twice, projections by sorting, indices of the "
-            "images that crossed asked for in every iteration",
-            f"DyART: one batch of random bytes that the network has learnt by heart in {settings['learn']} steps, "
-            f"learning rate 0; {row['searched']:.0%} of its images are searched, {row['kept']:.0%} give a boundary "
-            f"point that is kept; ours searches in float32"]
-    if row["search_peak_bytes"]:
-        search, training = (row[f"{part}_peak_bytes"] / 2 ** 20 for part in ("search", "training"))
-        said.append(f"DyART, ours: peak of tensors' memory beyond weights and momentum: search {search:,.0f} MiB, the "
-                    f"training passes after it {training:,.0f} MiB, ratio {search / training:.2f}")
+            "images that crossed asked for in every iteration"]
+    for row in rows:
+        if row["name"] != "dyart-step":
+            continue
+        said.append(f"DyART: one batch of random bytes that the network has learnt by heart in {settings['learn']} "
+                    f"steps, learning rate 0; {row['searched']:.0%} of its images are searched, {row['kept']:.0%} give "
+                    "a boundary point that is kept; ours searches in float32")
+        if row["search_peak_bytes"]:
+            search, training = (row[f"{part}_peak_bytes"] / 2 ** 20 for part in ("search", "training"))
+            said.append(f"DyART, ours: peak of tensors' memory beyond weights and momentum: search {search:,.0f} MiB, "
+                        f"the training passes after it {training:,.0f} MiB, ratio {search / training:.2f}")
     return said

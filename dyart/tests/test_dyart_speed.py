@@ -237,8 +237,15 @@ def test_memory_of_tensors_is_counted():
 
 
 def test_a_search_needs_less_memory_than_one_and_a_half_training_steps():
-    torch.manual_seed(0)
-    settings = bench.Settings(batch=16, rounds=1, iterations=6, learn=10)
-    row = bench.measure_step(settings, build("resnet18", classes=10, width=8), fast_engine(), 0.0, 1.0)
+    settings = bench.Settings(batch=16, rounds=1, iterations=6, learn=10, width=8, matrix=32)
+    row, = bench.measure_step(settings, fast_engine())
     assert 0 < row["search_peak_bytes"] < 1.5 * row["training_peak_bytes"]
     assert row["searched"] > 0.3 and row["kept"] > 0.1
+    assert row["ours"]["peak_bytes"] == max(row["search_peak_bytes"], row["training_peak_bytes"])
+    assert row["originals"]["peak_bytes"] > 0 and row["ours"]["share_of_matrix_rate"] > 0
+
+
+def test_the_useful_passes_of_a_step_are_those_that_it_cannot_do_without():
+    nothing = {"searched": 0.0, "found": 0.0, "kept": 0.0}
+    assert bench.useful_passes(20, nothing) == 1 + 3                    # phi of all, and clean training
+    assert bench.useful_passes(20, {"searched": 1.0, "found": 1.0, "kept": 1.0}) == 1 + 20 * (1 + 1 + 1) + 2 + 3 + 3

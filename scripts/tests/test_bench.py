@@ -1,98 +1,83 @@
-"""python -m scripts.bench: the record's shape, and that both ways compute the same.  No timing is asserted."""
+"""python -m scripts.bench: which rows, the record's shape, the tables.  No timing is asserted."""
 
-import copy
 import json
-from dataclasses import replace
 
 import pytest
-import torch
 
-from common import models
-from common.engine import Engine
+from common import bench_autoattack, bench_pipeline, bench_step
 from common.errors import UserError
 from scripts import bench
 
-CPU = torch.device("cpu")
-ADARAT = ["pgd-training", "pgd-training-attack-train-bn", "pgd-attack", "input-pipeline"]
-DYART = ["dyart-projection", "dyart-step"]
-BRAINREG = ["brainreg-pairs", "brainreg-boundary"]
-AUTOATTACK = ["autoattack-float32", "autoattack-fast"]
-
-
-def tiny(**changes):
-    return bench.Settings(**{"model": "small", "width": 4, "batch": 4, "steps": 2, "rounds": 2, "images": 64,
-                             "load_batch": 8, "loads": 2, "matrix": 32, **changes})
-
-
-def ways(settings, engine=None):
-    """The originals' way and ours, of the same weights; a batch."""
-    torch.manual_seed(3)
-    network = models.build("small", classes=10, width=8)
-    x, y = torch.rand(16, 3, 32, 32), torch.randint(0, 10, (16,))
-    ours = bench.Ours(copy.deepcopy(network), engine or Engine(CPU), settings)
-    return bench.Originals(network, CPU, settings), ours, x, y
+TRAINING = ["pgd-training", "pgd-training-attack-train-bn", "trades", "generalist", "rpat", "rpat-trades",
+            "consistency", "rebat", "rpat++", "dyart-step", "brainreg-step"]
+TINY = {
+    "adarat": bench_step.Settings(batch=4, rounds=2, model="small", width=4, steps=2, images=16, matrix=32),
+    "rpat": bench_step.Settings(batch=4, rounds=2, model="small", width=4, steps=2, images=16, matrix=32),
+    "dyart": bench.dyart_bench.Settings(batch=4, rounds=2, model="small", width=4, iterations=2, learn=1, planes=8,
+                                        projections=1, matrix=32),
+    "brainreg": bench.brainreg_bench.Settings(batch=4, rounds=2, width=2, side=8, images=40, looped=10, network_width=2,
+                                              matrix=32),
+    "autoattack": bench_autoattack.Settings(width=4, images=6, rounds=2, iterations=2, queries=3, learn=2),
+    "pipeline": bench_pipeline.Settings(rounds=2, batch=8, loads=2, images=64)}
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """The command measures a small network only, for as many rounds and images as it is asked to."""
-    one, two = tiny(), bench.dyart_bench.Settings(batch=4, rounds=1, iterations=2, learn=1, planes=8, projections=1)
-    three = bench.brainreg_bench.Settings(batch=4, rounds=1, width=2, side=8, images=40, looped=10)
-    four = bench.bench_autoattack.Settings(width=4, images=6, rounds=1, iterations=2, queries=3, learn=2)
-    monkeypatch.setattr(bench.bench_autoattack, "Settings", lambda **asked: replace(four, rounds=asked["rounds"]))
-    for module, settings in ((bench, one), (bench.dyart_bench, two), (bench.brainreg_bench, three)):
-        monkeypatch.setattr(module, "Settings", lambda settings=settings, **asked: replace(
-            settings, rounds=asked["rounds"], batch=asked["batch"]))
+    """The command measures tiny networks, whatever it is asked."""
+    monkeypatch.setattr(bench, "settings_of", lambda args, engine: TINY)
 
 
+def run(tmp_path, *flags):
+    """The record and its text."""
+    assert bench.main(["--device", "cpu", *flags, "--out", str(tmp_path)]) == 0
+    written, = tmp_path.glob("*.json")
+    return json.loads(written.read_text()), written.with_suffix(".md").read_text(), written
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_command_writes_record_and_table(tmp_path, capsys):
-    assert bench.main(["--device", "cpu", "--batch", "4", "--rounds", "2", "--out", str(tmp_path)]) == 0
-    written, = tmp_path.glob("*.json")
-    record = json.loads(written.read_text())
-    assert [row["name"] for row in record["rows"]] == ADARAT + DYART + BRAINREG + AUTOATTACK
-    assert written.stem.endswith("-b4") and record["settings"]["steps"] == 2 and record["schema"] == 1
+    record, text, written = run(tmp_path, "--batch", "4")
+    names = [row["name"] for row in record["rows"]]
+    assert set(TRAINING) < set(names) and {"autoattack-float32", "autoattack-fast", "input-pipeline"} < set(names)
+    assert written.stem.endswith("-b4") and record["settings"]["rpat"]["steps"] == 2 and record["schema"] == 2
     assert record["environment"]["engine"]["device"] == "cpu" and record["environment"]["threads"] >= 1
     assert str(tmp_path) not in written.read_text()
     for row in record["rows"]:
         for way in ("originals", "ours"):
             said, seconds = row[way]["images_per_second"], row[way]["seconds"]
-            assert len(seconds) == 2 and min(seconds) > 0 and row[way]["peak_bytes"] is None
+            assert len(seconds) == 2 and min(seconds) > 0
             assert said["max"] == row[way]["images_per_block"] / min(seconds)
             assert said["min"] <= said["median"] <= said["max"]
-            assert (row[way].get("share_of_matrix_rate", 0) > 0) == row["name"].startswith("pgd")
+            step = row["name"] in TRAINING or row["name"] == "pgd-attack"
+            assert (row[way].get("share_of_matrix_rate", 0) > 0) == bool(row[way]["peak_bytes"]) == step, row["name"]
         assert row["ratio"] == row["ours"]["images_per_second"]["median"] / (
             row["originals"]["images_per_second"]["median"])
-    passes = [row["operations_per_image"] / record["forward_operations_per_image"] for row in record["rows"][:3]]
-    assert passes == [2 * 2 + 3, 2 * 2 + 3, 2 * 2]
-    table = written.with_suffix(".md").read_text()
-    assert table in capsys.readouterr().out and all(row["title"] in table for row in record["rows"])
+        assert row["title"] in text
+    assert text in capsys.readouterr().out and "check of the attacks' fast path" in text
+    assert "GFLOP/s" in text and "glibc's default for both" in text
 
 
-@pytest.mark.parametrize(("only", "names"), [("adarat", ADARAT), ("dyart", DYART), ("brainreg", BRAINREG),
-                                             ("autoattack", AUTOATTACK)])
+@pytest.mark.parametrize(("only", "names", "told", "untold"), [
+    (["rebat", "pipeline"], ["rebat", "input-pipeline"], "loss.backward()", "learnt by heart"),
+    (["dyart"], ["dyart-projection", "dyart-step"], "learnt by heart", "nested loops"),
+    (["brainreg-pairs"], ["brainreg-pairs"], "nested loops", "GFLOP/s"),
+    (["autoattack"], ["autoattack-float32", "autoattack-fast"], "ten noisy patterns", "DataLoader")])
 @pytest.mark.usefixtures("small")
-def test_the_rows_of_one_paper_alone(only, names, tmp_path):
-    assert bench.main(["--device", "cpu", "--rounds", "1", "--only", only, "--out", str(tmp_path)]) == 0
-    written, = tmp_path.glob(f"*-{only}.json")
-    record, text = json.loads(written.read_text()), written.with_suffix(".md").read_text()
-    assert [row["name"] for row in record["rows"]] == names
-    assert ("GFLOP/s" in text) == (only == "adarat")
-    assert ("learnt by heart" in text) == (only == "dyart")
-    assert ("nested loops" in text) == (only == "brainreg")
+def test_some_parts_and_rows_alone(only, names, told, untold, tmp_path):
+    record, text, written = run(tmp_path, "--only", *only)
+    assert [row["name"] for row in record["rows"]] == names and written.stem.endswith("-".join(only))
+    assert told in text and untold not in text
     assert not record["checks"] and "check of" not in text
-    for row in record["rows"] if only == "autoattack" else ():
+    for row in record["rows"] if only == ["autoattack"] else ():
         stands = row["robust"]
         assert abs(stands["originals"] - stands[row["name"].removeprefix("autoattack-")]) <= 1
         assert max(stands.values()) <= 6 and 0 < row["eps"] < 0.5
-        assert "pyautoattack" in text and "ten noisy patterns" in text
 
 
 @pytest.mark.usefixtures("small")
 def test_the_check_has_a_table_of_its_own(tmp_path):
-    assert bench.main(["--device", "cpu", "--rounds", "1", "--only", "check", "--out", str(tmp_path)]) == 0
-    written, = tmp_path.glob("*-check.json")
-    record, text = json.loads(written.read_text()), written.with_suffix(".md").read_text()
+    record, text, _ = run(tmp_path, "--only", "check")
     assert record["rows"] == [] and "images/s" not in text
     found = {(line["network"], line["training"]): line for line in record["checks"]}
     assert len(found) == 6 and all(line["seconds"] > 0 for line in found.values())
@@ -104,63 +89,49 @@ def test_the_check_has_a_table_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [("--device", "abacus"), ("--model", "resnet19"), ("--batch", "0"), ("--fast",),
-                                   ("--only", "rpat")])
+                                   ("--only", "adarat", "rpat2"), ("--grow", "--only", "adarat")])
 def test_a_wrong_flag_is_one_line_and_writes_nothing(flags, tmp_path):
     with pytest.raises(UserError):
         bench.main([*flags, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_both_ways_find_the_same_adversarial_images_in_float32(training):
-    theirs, ours, x, y = ways(tiny(steps=10))
-    start = (x + 8 / 255 * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
-    # For 16 images the mean differs from the sum by a power of 2: not a rounding apart.
-    old, new = (way.attack(x, y, training=training, steps=10, start=start) for way in (theirs, ours))
-    assert ((old - new).abs() <= 1e-6).float().mean() >= 0.999
-    assert (old - start).abs().mean() > 1 / 255 and (old - x).abs().max() <= 8 / 255 + 1e-6
-    moved = ours.network.bn1.running_mean
-    assert torch.allclose(theirs.network.bn1.running_mean, moved, atol=1e-6)
-    assert bool(moved.any()) == training
+@pytest.mark.parametrize(("flags", "batch", "most", "limit"), [
+    ((), 128, 5, 40), (("--quick",), 16, 2, 4), (("--rounds", "3"), 128, 3, None), (("--batch", "7"), 7, 5, 40)])
+def test_the_papers_batch_on_a_cpu_and_a_limit_for_each_row(flags, batch, most, limit, tmp_path, monkeypatch):
+    asked = {}
+
+    def measure(settings, engine, names, check, say):
+        asked.update(settings)
+        return {"rows": [], "checks": [], "seconds": 0.0, "forward_operations_per_image": 1}
+
+    monkeypatch.setattr(bench, "measure", measure)
+    run(tmp_path, *flags)
+    for part in ("adarat", "rpat", "dyart"):
+        assert (asked[part].batch, asked[part].rounds, asked[part].limit) == (batch, most, limit)
+    assert asked["brainreg"].batch == (7 if "--batch" in flags else 64)
 
 
-def test_both_ways_take_the_same_training_step_in_float32():
-    theirs, ours, x, y = ways(tiny(eps=0.0))
-    before = copy.deepcopy(theirs.network.state_dict())
-    for way in (theirs, ours):
-        way.step(x, y, training=False, steps=2)
-        way.step(x, y, training=False, steps=2)
-    after = ours.network.state_dict()
-    for name, value in theirs.network.state_dict().items():
-        assert torch.allclose(value, after[name], atol=1e-5), name
-    assert not torch.allclose(before["linear.weight"], after["linear.weight"], atol=1e-4)
+def test_what_changes_the_allocator_is_said(monkeypatch):
+    record = {"environment": {"engine": {"precision": "fp32", "channels_last": False, "fast_attacks": False,
+                                         "device": "cpu", "notes": []}, "load_average": 0.0, "device": "a CPU",
+                              "threads": 2, "torch": "2", "started": "now", "allocator": []},
+              "command": "bench", "seconds": 60}
+    assert any("glibc's default" in line for line in bench.surroundings(record))
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "8000000000")
+    record["environment"]["allocator"] = bench.allocator()
+    assert any("MALLOC_TRIM_THRESHOLD_" in line for line in bench.surroundings(record))
 
 
-def test_the_fast_path_is_what_is_measured_where_the_engine_has_one():
-    _, ours, x, y = ways(tiny(), Engine(CPU, "bf16", channels_last=True, fast_attacks=True))
-    ours.attack(x, y, training=False, steps=1)
-    assert not ours.engine.notes and len(ours.engine._views) == 1
-
-
-def test_operations_are_counted_without_the_products_with_padding():
-    # On 4x4 pixels a 3x3 window covers 4 of them at each of 4 corners, 6 at 8 edges, 9 at the 4 places inside.
-    layer = torch.nn.Conv2d(3, 5, 3, padding=1)
-    taps = 4 * 4 + 8 * 6 + 4 * 9
-    assert bench.forward_operations(layer, size=4) == 2 * taps * 3 * 5
-    head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 7))
-    assert bench.forward_operations(head, size=4) == 2 * 48 * 7
-
-
-def test_the_originals_pipeline_delivers_what_ours_does():
-    theirs, ours, *_ = ways(tiny())
-    images = torch.randint(1, 256, (32, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.arange(32) % 10
-    for way in (theirs, ours):
-        x, y = next(way.loader(images, labels, 8))
-        assert x.shape == (8, 3, 32, 32) and x.dtype == torch.float32 and x.min() >= 0 and x.max() <= 1
-        assert y.shape == (8,) and y.dtype == torch.int64
-
-
-def test_no_round_is_begun_after_the_time_limit():
-    assert len(list(bench.rounds(tiny(rounds=3, limit=0.0), -1.0, 1.0))) == 1
-    assert len(list(bench.rounds(tiny(rounds=3), -1.0, 1.0))) == 3
+@pytest.mark.usefixtures("small")
+def test_growth_has_a_table_and_a_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.bench_grow, "points", lambda middle, on_cpu, quick: [
+        (what, value, bench.bench_grow.replace(TINY["adarat"], **{what: value}))
+        for what, values in (("batch", (2, 4)), ("size", (8, 16))) for value in values])
+    record, text, written = run(tmp_path, "--grow")
+    rows = record["growth"]["rows"]
+    assert [(row["what"], row["value"]) for row in rows] == [("batch", 2), ("batch", 4), ("size", 8), ("size", 16)]
+    assert [row["batch"] for row in rows] == [2, 4, 4, 4]
+    assert rows[3]["operations_per_image"] == pytest.approx(4 * rows[2]["operations_per_image"], rel=0.2)
+    assert "-grow" in written.stem and written.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "number of GPUs: not measured, there are 0 here" in text and "image side, pixels" in text
