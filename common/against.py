@@ -148,8 +148,8 @@ def grid(title: str, found: Sequence[Mapping[str, Any]]) -> Grid:
     return Grid(title, HEADER, tuple(rows), (
         "Counts: " + ", ".join(f"{verdict} {count}" for verdict, count in counts.items()) + ".",
         "Ours: in % (a measured number as it is), mean (± sample standard deviation) over seeds. Interval: one seed "
-        "Wilson's, several Student's over the seeds and never narrower than Wilson's; n is the number of test images. Difference: ours minus "
-        "reported, in points.",
+        "Wilson's, several Student's over the seeds and never narrower than Wilson's; n is the number of test images. "
+        "Difference: ours minus reported, in points.",
         "Within: the reported number, with its own spread or ±0.5 where it was read off a figure, meets our interval; "
         "below, above: our interval lies below or above it.",
         "Not comparable: budgets other than full, a part of the training images, other additional images, a measuring "

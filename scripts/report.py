@@ -1,6 +1,7 @@
 """Make every table and figure again from results/ alone: python -m scripts.report [--paper P] [--dataset D] [...]
 
-A paper takes part if its package has runs.py (with TABLE) and figures.py (with draw); neither needs torch.
+A paper takes part if its package has runs.py (with TABLE); figures are drawn where it has figures.py (with draw).
+Neither needs torch.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from common.runs import BUDGETS
 
 
 def papers(root: Path) -> list[str]:
-    """Packages at the repository root that have runs and figures."""
-    return sorted(path.parent.name for path in root.glob("*/figures.py") if path.with_name("runs.py").is_file())
+    """Packages at the repository root that plan runs."""
+    return sorted(path.parent.name for path in root.glob("*/runs.py") if path.parent.name != "common")
 
 
 def tables(paper: ModuleType, name: str, results: Path, out: Path, dataset: str | None, budget: str | None,
@@ -84,8 +85,10 @@ def main(argv: list[str] | None = None) -> int:
     count = 0
     for name in [args.paper] if args.paper else known:
         written = tables(importlib.import_module(f"{name}.runs"), name, args.results, out, args.dataset, args.budget)
-        drawn = importlib.import_module(f"{name}.figures").draw(
-            args.results, out, dataset=args.dataset, budget=args.budget)
+        drawn = []
+        if Path(name, "figures.py").is_file():
+            drawn = importlib.import_module(f"{name}.figures").draw(args.results, out, dataset=args.dataset,
+                                                                    budget=args.budget)
         for path, text in written:
             print(text if args.show else f"table  {path} (and .csv, .tex)")
         if args.show:
