@@ -135,8 +135,9 @@ def build(papers: Sequence[Paper], runs: Sequence[RunRecord], threat: Threat = T
                 raise UserError(f"leaderboard: {error}") from error
             found = _entries(paper, labels.get((method, variant), f"{method} {variant}"), members, some, threat)
             entries += found
-            if not found and members:
-                left += [(short(run.folder / "run.json").rpartition("/")[0], _why(run, threat)) for run in members]
+            counted = {run.folder for entry in found for run in entry.runs}
+            left += [(short(run.folder / "run.json").rpartition("/")[0], _why(run, threat))
+                     for run in members if run.folder not in counted]
     shapes = dict.fromkeys(entry.shape for entry in entries)
     groups = [_group(shape, [entry for entry in entries if entry.shape == shape]) for shape in shapes]
     groups.sort(key=lambda one: (one.shape.data, -len(one.entries), one.shape))
@@ -159,6 +160,8 @@ def _why(run: RunRecord, threat: Threat) -> str:
         return "evaluated with other weights than train.json names"
     found = sorted({f"{Threat(result['norm'], result['eps'])}" for record in run.evals.values()
                     for result in record.record["results"] if result["kind"] == ATTACK})
+    if any(not stale(run, record) and verdicts(record, threat) for record in run.evals.values()):
+        return "not evaluated by the plan that counts for its other seeds"
     return f"no AutoAttack at {threat} with clean accuracy beside it" + (f", only at {', '.join(found)}" if found
                                                                         else "")
 

@@ -1,6 +1,7 @@
 """The leaderboard's figure: clean accuracy against AutoAttack, a panel per group; one data set has one scale.  No
 torch."""
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +40,9 @@ def shown(board: Board) -> tuple[Group, ...]:
 def stairs(group: Group) -> list[tuple[float, float]]:
     """Corners (clean, AutoAttack in percent) of the front, from the most robust to the most accurate."""
     points = sorted({entry.point for entry in group.entries if entry.key in group.front}, key=lambda one: one[0])
-    corners = []
-    for here, after in zip(points, [*points[1:], None], strict=True):
-        corners.append(here)
-        if after:
-            corners.append((here[0], after[1]))
+    corners = points[:1]
+    for here, after in itertools.pairwise(points):
+        corners += [(here[0], after[1]), after]
     return [(100 * clean, 100 * attacked) for clean, attacked in corners]
 
 

@@ -75,6 +75,11 @@ def test_show_prints_the_table(clone):
     assert (clone / "elsewhere" / "tables").is_dir() and not made(clone)
 
 
+def test_what_only_shows_that_parts_work_is_not_held_against_a_paper(clone):
+    fabricate(clone / "results", budget="smoke", accuracies={"clean": 0.8})
+    assert "table" in report(clone) and "results/tables/adarat-against-reported.md" not in made(clone)
+
+
 def test_a_part_asked_for_leaves_the_whole_against_what_is_reported(clone):
     fabricate(clone / "results", accuracies={"clean": 0.8})
     fabricate(clone / "results", dataset="cifar100", accuracies={"clean": 0.7})
