@@ -123,7 +123,7 @@ def build(papers: Sequence[Paper], runs: Sequence[RunRecord], threat: Threat = T
     entries: list[Entry] = []
     left: list[tuple[str, str]] = []
     for paper in papers:
-        mine = [run for run in runs if run.run["paper"] == paper.name]
+        mine = [run for run in runs if run.run["paper"] == paper.name and run.run["seed"] not in paper.table.sources]
         labels = paper.table.labels()
         kinds = dict.fromkeys((run.run["dataset"], run.run["budget"], run.run["method"], run.run["variant"])
                               for run in mine)

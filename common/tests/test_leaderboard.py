@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -192,6 +193,13 @@ def test_tables_hold_all_numbers_and_say_what_is_alone(tmp_path):
     assert (first["method"], first["clean"], first["autoattack_n"], first["front"]) == ("C!", "0.700000", 200, True)
     assert comma_separated(rows(board(tmp_path))).count("\n") == 4
     assert first["records"].endswith("one/cifar10/c_short_s1/eval-adarat.json")
+
+
+def test_runs_that_only_others_read_stand_nowhere(tmp_path):
+    made(tmp_path, seed=7)
+    made(tmp_path, seed=1)
+    found = board(tmp_path, (Paper("one", replace(ONE.table, sources=(7,))),))
+    assert [run.run["seed"] for run in found.groups[0].entries[0].runs] == [1] and not found.left
 
 
 def test_networks_are_told_apart_in_words():

@@ -55,8 +55,8 @@ def test_nothing_to_show_is_one_clear_line(results, words, said):
 
 def test_every_paper_of_the_repository_is_asked():
     found = {paper.name: paper.effort for paper in leaderboard.papers(ROOT)}
-    assert {"adarat", "dyart", "rpat", "experiments"} <= found.keys() and "common" not in found
-    assert all(found[name] for name in ("adarat", "dyart", "rpat", "experiments"))
+    assert {"adarat", "brainreg", "dyart", "experiments", "rpat"} <= found.keys() and "common" not in found
+    assert all(found.values())
 
 
 def test_make_shows_what_the_common_shape_trains_and_draws_without_it():
