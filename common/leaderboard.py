@@ -6,7 +6,7 @@ what still differs inside a group is marked on the row.  Knows no paper: it is t
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from common.cells import Cell, cell, group, short, stale
@@ -15,7 +15,7 @@ from common.records import EvalRecord, RunRecord
 from common.runs import Effort, Table
 from common.stats import accuracy_interval, wilson
 
-ATTACK = "autoattack"
+ATTACK, PLAIN = "autoattack", "clean"          # a kind; how a paper's main evaluation calls clean accuracy
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Entry:
     records: tuple[EvalRecord, ...]            # likewise
     clean: Cell
     attacked: Cell
+    clean_there: tuple[float, ...]             # clean accuracy on AutoAttack's images, per seed
     weights: str                               # what they were chosen on
     seconds: float
     seconds_in_all: float                      # with the runs that had to be trained before
@@ -115,7 +116,7 @@ class Board:
 
     threat: Threat
     groups: tuple[Group, ...]
-    left: tuple[tuple[str, str], ...] = field(default=())
+    left: tuple[tuple[str, str], ...] = ()
 
 
 def build(papers: Sequence[Paper], runs: Sequence[RunRecord], threat: Threat = Threat()) -> Board:
@@ -168,25 +169,22 @@ def _why(run: RunRecord, threat: Threat) -> str:
 
 def _entries(paper: Paper, label: str, members: Sequence[RunRecord], others: Sequence[RunRecord], threat: Threat
              ) -> list[Entry]:
-    """One entry for each kind of weights that were judged, the largest evaluation of each."""
+    """One entry, of the largest evaluation: of the weights whose evaluators have plain names, which are those that the
+    paper evaluates; one for each kind of weights where that is said of several, or of none."""
+    judged = [(record, names) for run in members for record in run.evals.values()
+              if not stale(run, record) and (names := verdicts(record, threat))]
+    plain = [(record, names) for record, names in judged if names[0] == PLAIN]
     plans: dict[str, list[tuple[int, str]]] = {}
-    for run in members:
-        for record in run.evals.values():
-            if not stale(run, record) and (names := verdicts(record, threat)):
-                size = record.results[names[1]]["n"]
-                plans.setdefault(record.record["checkpoint"], []).append((size, record.plan))
+    for record, names in plain or judged:
+        plans.setdefault(record.record["checkpoint"], []).append((record.results[names[1]]["n"], record.plan))
     # The plainest name of the largest plan: quirks and other marks make a plan's name longer.
     chosen = {checkpoint: max(found, key=lambda one: (one[0], -len(one[1]), one[1]))[1]
               for checkpoint, found in plans.items()}
     entries = [_entry(paper, label, members, others, plan, threat) for plan in chosen.values()]
     if len(entries) > 1:
-        entries = [_renamed(entry, f"{entry.label}, {checkpoint} weights")
+        entries = [replace(entry, label=f"{entry.label}, {checkpoint} weights")
                    for entry, checkpoint in zip(entries, chosen, strict=True)]
     return entries
-
-
-def _renamed(entry: Entry, label: str) -> Entry:
-    return Entry(**{**entry.__dict__, "label": label})
 
 
 def _entry(paper: Paper, label: str, members: Sequence[RunRecord], others: Sequence[RunRecord], plan: str,
@@ -210,7 +208,8 @@ def _entry(paper: Paper, label: str, members: Sequence[RunRecord], others: Seque
     checkpoint = records[0].record["checkpoint"]
     return Entry(
         paper=paper.name, label=label, shape=_shape(first, clean, attacked), runs=runs, records=records, clean=clean,
-        attacked=attacked, weights=_chosen(first, checkpoint), seconds=_mean(seconds), seconds_in_all=_mean(in_all),
+        attacked=attacked, clean_there=tuple(float(record.arrays[names[0]][:attacked.n].mean()) for record in records),
+        weights=_chosen(first, checkpoint), seconds=_mean(seconds), seconds_in_all=_mean(in_all),
         passes=_known(_mean([effort.passes for effort in efforts])), passes_in_all=_known(_mean(passes)),
         after=tuple(dict.fromkeys(run.name for earlier in before for run, _ in earlier)),
         device=", ".join(dict.fromkeys(run.train["environment"]["device"] for run in runs)))
@@ -258,7 +257,7 @@ def network(model: Mapping[str, Any]) -> str:
 
 
 def _group(shape: Shape, entries: Sequence[Entry]) -> Group:
-    marked = [Entry(**{**entry.__dict__, "marks": tuple(_marks(entry, entries))}) for entry in entries]
+    marked = [replace(entry, marks=tuple(_marks(entry, entries))) for entry in entries]
     ordered = sorted(marked, key=lambda entry: (-entry.point[1], -entry.point[0], entry.key))
     return Group(shape, tuple(ordered), front(ordered))
 

@@ -16,7 +16,7 @@ from common.leaderboard_style import SCRIPT, style
 from common.leaderboard_table import HEADER, NOTES, alone, cells, measured_on
 from common.records import EvalRecord, RunRecord
 
-NUMBERS = frozenset((0, *range(4, 6), *range(7, 11)))          # columns of HEADER that sort as numbers
+NUMBERS = frozenset((0, *range(4, 7), *range(8, 12)))          # columns of HEADER that sort as numbers
 
 
 def page(board: Board, title: str, where: Path, files: Sequence[Path] = ()) -> str:

@@ -39,7 +39,7 @@ table { border-collapse: collapse; font-size: .9rem; }
 caption { text-align: left; font-weight: 600; padding: .25rem 0; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 tbody th { font-weight: 600; min-width: 9rem; } td:nth-child(5), td:nth-child(6) { white-space: nowrap; }
-td:nth-child(13), td:nth-child(14) { min-width: 12rem; }
+td:nth-child(14), td:nth-child(15) { min-width: 12rem; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
   text-align: left; text-decoration: underline dotted; }
 .badge { display: inline-block; min-width: 1.6em; text-align: center; border-radius: 1em; background: currentColor; }

@@ -1,6 +1,7 @@
 """The leaderboard as tables: one grid per group, one CSV row per entry.  No torch."""
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from common.cells import Cell, short
@@ -8,13 +9,16 @@ from common.leaderboard import Board, Entry, Group
 from common.render import DASH, Grid
 from common.stats import mean_sd
 
-HEADER = ("#", "method", "paper", "seeds", "clean %", "AutoAttack %", "front", "passes per image and epoch",
-          "passes per image in all", "minutes", "minutes in all", "device", "weights", "not the same")
+HEADER = ("#", "method", "paper", "seeds", "clean %", "AutoAttack %", "clean % there", "front",
+          "passes per image and epoch", "passes per image in all", "minutes", "minutes in all", "device", "weights",
+          "not the same")
 NOTES = (
     "Each group is one network, one number of training images, one number of epochs, one set of test images and one "
     "attack: compare within a group only. What still differs inside a group stands under 'not the same'.",
     "Accuracies: one seed's value, or mean ± sample standard deviation over seeds; in brackets Wilson's 95% interval "
     "for this number of test images. It does not hold what another seed would change.",
+    "AutoAttack is often run on fewer images than clean accuracy; 'clean % there' is clean accuracy on its images, "
+    "above which it cannot be.",
     "Front: no other method of the group is at least as good in both accuracies and better in one (Pareto front of the "
     "point estimates; where brackets overlap, the order is not resolved: see scripts/compare.py).",
     "A pass is one forward and backward pass of one image (a step of an attack counts 2/3, a forward pass alone 1/3). "
@@ -33,7 +37,8 @@ def percent(entry: Entry, which: Cell) -> str:
 def cells(entry: Entry, group: Group, number: int) -> tuple[str, ...]:
     """One row, as text, in the order of HEADER."""
     return (str(number), entry.label, entry.paper, ", ".join(str(run.run["seed"]) for run in entry.runs),
-            percent(entry, entry.clean), percent(entry, entry.attacked), "yes" if entry.key in group.front else "",
+            percent(entry, entry.clean), percent(entry, entry.attacked), f"{100 * fmean(entry.clean_there):.1f}",
+            "yes" if entry.key in group.front else "",
             _number(entry.passes), _number(entry.passes_in_all), f"{entry.seconds / 60:.1f}",
             f"{entry.seconds_in_all / 60:.1f}", entry.device, entry.weights, "; ".join(entry.marks) or DASH)
 
@@ -90,6 +95,7 @@ def _row(entry: Entry, group: Group, board: Board) -> Mapping[str, Any]:
                                                                                                 whole))
                    for end, value in zip(("low", "high"), pair, strict=True)}}
     return row | {
+        "clean_on_autoattack_images": f"{fmean(entry.clean_there):.6f}",
         "front": entry.key in group.front, "passes_per_image_and_epoch": _csv(entry.passes),
         "passes_per_image_in_all": _csv(entry.passes_in_all), "minutes": f"{entry.seconds / 60:.2f}",
         "minutes_in_all": f"{entry.seconds_in_all / 60:.2f}", "after": " ".join(entry.after), "device": entry.device,

@@ -160,6 +160,25 @@ def test_other_weights_of_a_run_are_another_row_and_the_largest_evaluation_count
     assert len({entry.key for entry in group.entries}) == 2
 
 
+def test_the_papers_own_weights_are_the_row_and_clean_is_told_on_the_attacked_images_too(tmp_path):
+    folder = made(tmp_path, accuracies={"clean": 0.8, AA: 0.4})
+    record = read_run(folder).evals["adarat"]
+    changed(folder, "train.json", "weights", {"last": {"file": "last.pt", "sha256": "d" * 64},
+                                              "best": {"file": "best.pt", "sha256": "f" * 64}})
+    flags = {"clean last": record.arrays["clean"], AA: record.arrays[AA]}
+    other = [one | {"name": "clean last" if one["name"] == "clean" else AA} for one in record.record["results"]]
+    write_eval(folder, record.record | {"plan": "other", "checkpoint": "best", "weights_sha256": "f" * 64,
+                                        "results": other}, flags, record.arrays["index"])
+    entry, = board(tmp_path).groups[0].entries
+    assert (entry.label, entry.weights, entry.clean_there) == ("A!", "last", (0.8,))
+    few = {"clean": record.arrays["clean"], AA: record.arrays[AA][:50]}
+    results = [one | ({"n": 50, "robust": int(few[AA].sum()), "survivors": {}} if one["name"] == AA else {})
+               for one in record.record["results"]]
+    write_eval(folder, record.record | {"results": results}, few, record.arrays["index"])
+    entry, = board(tmp_path).groups[0].entries
+    assert entry.clean_there == (record.arrays["clean"][:50].mean(),) and entry.attacked.n == 50
+
+
 def test_a_seed_that_was_judged_otherwise_is_not_lost_silently(tmp_path):
     made(tmp_path, seed=1)
     made(tmp_path, seed=2, n=100, plan="smaller")
@@ -188,7 +207,8 @@ def test_tables_hold_all_numbers_and_say_what_is_alone(tmp_path):
     made(tmp_path, "two", "A", budget="gpu")
     text = markdown(grids(board(tmp_path), "All"))
     assert text.count("Only one paper has runs of this shape") == 2 and "# All" in text
-    assert "| 1 | C! | one | 1 | 70.00 [63.3, 75.9] | 50.00 [43.1, 56.9] | yes | 1.0 | 10.0 | 10.0 | 10.0 |" in text
+    assert ("| 1 | C! | one | 1 | 70.00 [63.3, 75.9] | 50.00 [43.1, 56.9] | 70.0 | yes | 1.0 | 10.0 | 10.0 | 10.0 |"
+            in text)
     first = rows(board(tmp_path))[0]
     assert (first["method"], first["clean"], first["autoattack_n"], first["front"]) == ("C!", "0.700000", 200, True)
     assert comma_separated(rows(board(tmp_path))).count("\n") == 4
