@@ -210,7 +210,7 @@ def test_the_table_has_every_number(tmp_path):
                                         "10 epochs)")
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_the_interval_holds_the_difference_and_mirrors(only_a, only_b):
     one, mirror = one_of(only_a, only_b, 200), one_of(only_b, only_a, 200)
