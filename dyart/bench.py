@@ -39,7 +39,7 @@ class Settings:
 
 
 def project_by_sorting(z: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """What `common.attacks.projection.project_linf` gives, z (B,n), w (B,n), b (B,), by sorting pixels by how far they may go.
+    """What `common.attacks.projection.project_linf` gives, z (B,n), w (B,n), b (B,), by sorting pixels by their reach.
 
     Up to its k-th stop the move covers stops_k * (rates that still move) + (what the stopped ones covered): the first
     stop that covers the gap bounds the interval in which the plane is met, and there it is met linearly.

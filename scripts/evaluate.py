@@ -1,8 +1,8 @@
 """Evaluate a finished run, by a plan of its paper.
 
 python -m scripts.evaluate results/adarat/cifar10/RUN --plan PLAN
-The plan's names are the paper's (adarat: paper-adarat, paper-adarat-N, paper-adarat-N-M).  Needs the run's weights, and
-of a plan with transferred attacks those of the run that they are taken from.
+The plan's names are the paper's (adarat: paper-adarat, paper-adarat-N, paper-adarat-N-M), and the leaderboard's
+board-N-M.  Needs the run's weights, and of a plan with transferred attacks those of the run that they are taken from.
 python -m scripts.evaluate results/rpat/cifar10/RUN --plan cifar-10-c-N --corruptions CIFAR-10-C
 measures a run of any paper on the first N images of the files of CIFAR-10-C or CIFAR-100-C; a network of one channel by
 the plan cifar-10-c-grey[-N], on their images in grey.
@@ -11,6 +11,7 @@ the plan cifar-10-c-grey[-N], on their images in grey.
 import importlib
 from pathlib import Path
 
+from common import board
 from common.environment import ROOT
 from common.errors import UserError, exit_cleanly
 from common.evaluation.corruptions import file_plan_named, open_files
@@ -49,7 +50,9 @@ def main() -> None:
         files = open_files(args.corruptions, grey=grey)
         plan = file_plan_named(args.plan, files)
     else:
-        plan = importlib.import_module(f"{run['paper']}.runs").plan_of_run(args.plan, run)
+        # The leaderboard's plan is one for all papers; the others are the paper's own.
+        plan = board.plan_named(args.plan) or importlib.import_module(
+            f"{run['paper']}.runs").plan_of_run(args.plan, run)
     plan = searched(plan, args.search)
 
     # torch comes only once the words are known to be right
