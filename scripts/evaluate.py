@@ -13,7 +13,8 @@ from pathlib import Path
 
 from common import board
 from common.environment import ROOT
-from common.errors import UserError, exit_cleanly
+from common.errors import exit_cleanly
+from common.evaluation import codes
 from common.evaluation.corruptions import file_plan_named, open_files
 from common.evaluation.searches import searched
 from common.flags import Parser, add_search_flag, count
@@ -35,6 +36,8 @@ def parser() -> Parser:
                        "plans that are called after it")
     parse.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parse.add_argument("--batch_size", type=count, default=None, help="images per pass; changes no verdict")
+    parse.add_argument("--allow", nargs="+", default=(), metavar="CODE", help="what the preflight refuses and is meant "
+                       f"so: codes of {codes.PAGE}")
     parse.add_argument("--weights", type=Path, default=ROOT / "weights", help="folder of the weights")
     parse.add_argument("--spec", default=None, help="hash that make compares to see whether this is up to date")
     return parse
@@ -43,6 +46,7 @@ def parser() -> Parser:
 def main() -> None:
     """Run the command."""
     args = parser().parse_args()
+    allow = codes.checked(args.allow)
     run = read_record(args.folder / "run.json", "run")
     grey = run["config"]["model"].get("channels") == 1
     files = None
@@ -58,6 +62,7 @@ def main() -> None:
     # torch comes only once the words are known to be right
     from common.data.grey import in_grey
     from common.engine import Engine
+    from common.evaluation.preflight import check_data
     from common.experiment import judge, load_data, print_results
     # Folders such as cifar10-l2 are not data sets: a run of theirs says which one's protocol it follows.
     usual = run["config"].get("data", {}).get("protocol", run["dataset"])
@@ -65,12 +70,11 @@ def main() -> None:
     if grey:
         data = in_grey(data)
     found = data.describe()
-    if found["test_fingerprint"] != run["data"]["test_fingerprint"]:
-        raise UserError(f"{found['source']} is not {ALIKE} ({run['data']['source']}): its test images have another "
-                        "fingerprint; name the right one with --data")
+    check_data(found, run["data"], ALIKE)
     path = judge(folder=args.folder, weights=args.weights / run["paper"] / run["dataset"] / run["run"], plan=plan,
                  test=data.test, data=found, engine=Engine.choose(args.device, "fp32"), checkpoint=args.checkpoint,
-                 seed=run["seed"], spec=args.spec, batch_size=args.batch_size, corrupted=files)
+                 seed=run["seed"], spec=args.spec, batch_size=args.batch_size, corrupted=files,
+                 allow=allow)
     print_results(path)
 
 

@@ -8,8 +8,8 @@ Several processes (common.group) share out the chunks; what is drawn depends on 
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,14 @@ from common.attacks.balls import ball
 from common.data.batches import augment
 from common.data.splits import Split, to_float
 from common.errors import UserError
-from common.evaluation import autoattack, changing, fast_search
+from common.evaluation import changing
 from common.evaluation.judging import Network, allowed, correct, judged, seeded, weights_sha256
-from common.evaluation.kinds import CHANGED_KINDS, STRENGTH_KINDS, TRANSFERRED, unusual_size
+from common.evaluation.kinds import CHANGED_KINDS, TRANSFERRED
 from common.evaluation.ledger import Chunk, Ledger, ledger_path, ledger_paths
 from common.evaluation.measuring import Measuring, values_of
 from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
+from common.evaluation.preflight import Stored, check_source, preflight
 from common.evaluation.runners import Runner, runner_for
-from common.evaluation.searches import KIND as FAST
 from common.evaluation.transferred import Source
 from common.seeds import fold
 
@@ -98,8 +98,8 @@ def result_json(result: Result) -> dict[str, Any]:
 
 def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: torch.device | str, work: Path,
              batch_size: int | None = None, progress: bool = True,
-             corrupted: "CorruptionFiles | None" = None, sources: Mapping[str, nn.Module] | None = None
-             ) -> list[Result]:
+             corrupted: "CorruptionFiles | None" = None, sources: Mapping[str, nn.Module] | None = None,
+             allow: Collection[str] = (), stored: Stored | None = None) -> list[Result]:
     """Run a plan's evaluators on the first images of `split`; one Result each, in the plan's order.
 
     model: (B,C,H,W) float32 in [0,1] -> logits (B,K); it is moved to `device` and otherwise left as it was.
@@ -109,22 +109,22 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
     corrupted: the files that a plan of kind corruption-file was made from.
     sources: sha256 of weights -> the network whose gradients evaluators of kind transferred-fgsm with that setting
     take; like the model they are moved to `device` and otherwise left as they were.
+    allow: codes (common.evaluation.codes) of what would be refused and is accepted here; stored: what is known of the
+    clean accuracy.
     """
     device, crew = torch.device(device), group.current()
     batch_size = min(batch_size or plan.chunk, plan.chunk)
     counts = {evaluator.name: image_count(evaluator, split) for evaluator in plan.evaluators}
     model.to(device)
+    changing.check(plan, split, corrupted, sources or {})
     with ExitStack() as stack:
         network = stack.enter_context(judged(model, device))
-        classes = preflight(network, split, plan, device)
-        changing.check(plan, split, corrupted, sources or {})
+        classes = preflight(network, split, plan, device, allow=allow, stored=stored, progress=progress)
         needed = {one.setting("source") for one in plan.evaluators if one.kind == TRANSFERRED}
         helpers = {name: Source(stack.enter_context(judged(sources[name].to(device), device)))
                    for name in sorted(needed)}
         for helper in helpers.values():
             check_source(helper.network, split, classes, device)
-        if progress:
-            warn(plan)
         key = {"plan": plan_sha256(plan), "weights": weights_sha256(model), "images": split.fingerprint, "seed": seed,
                "torch": torch.__version__, "device": device.type, "format": 1}
         ledger = Ledger(ledger_path(work, plan, crew.rank), key,
@@ -157,13 +157,6 @@ def share_ledger(ledger: Ledger) -> None:
     """Let every process know the chunks of all."""
     for chunks in group.current().gather(ledger.chunks):
         ledger.merge(chunks)
-
-
-def warn(plan: Plan) -> None:
-    """One line per radius of an attack that has the size of another norm's."""
-    radii = {(each.norm, each.eps): None for each in plan.evaluators if each.kind not in STRENGTH_KINDS}
-    for line in filter(None, (unusual_size(*radius) for radius in radii)):
-        tqdm.write(line, file=sys.stderr)
 
 
 def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan: Plan, evaluator: Evaluator,
@@ -263,58 +256,3 @@ def image_count(evaluator: Evaluator, split: Split) -> int:
         raise UserError(f"evaluator {evaluator.name!r} wants {evaluator.n} images, the test set has {len(split)}: "
                         "lower its n, or leave it out to use them all")
     return len(split) if evaluator.n is None else evaluator.n
-
-
-def check_source(source: nn.Module, split: Split, classes: int, device: torch.device) -> None:
-    """UserError if the network whose gradients are taken is not one of this task."""
-    x, _ = chunk_images(split, slice(0, 1), False, 0, device)
-    try:
-        with torch.no_grad():
-            others = source(x).shape[1]
-    except RuntimeError as error:
-        raise UserError(f"the network whose gradients are to be taken cannot take images of shape "
-                        f"{tuple(x.shape[1:])}: {error}") from error
-    if others != classes:
-        raise UserError(f"the network whose gradients are to be taken has {others} classes, the judged one {classes}: "
-                        "take one of the same task")
-
-
-@contextmanager
-def float32_inside(network: nn.Module) -> Iterator[None]:
-    """A ValueError if a layer computes in anything but float32, as under an engine's own autocast."""
-    def check(module: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.is_floating_point() and output.dtype != torch.float32:
-            raise ValueError(f"a verdict needs float32, {type(module).__name__} computes in {output.dtype}: "
-                             "hand over the plain network")
-    handles = [module.register_forward_hook(check) for module in network.modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def preflight(network: Network, split: Split, plan: Plan, device: torch.device) -> int:
-    """The number of classes; whatever would stop an evaluator later stops the plan here, before anything runs."""
-    x, _ = chunk_images(split, slice(0, 1), False, 0, device)
-    try:
-        with torch.no_grad(), float32_inside(network):
-            classes = network(x).shape[1]
-    except RuntimeError as error:
-        raise UserError(f"the model cannot take images of shape {tuple(x.shape[1:])}: {error}") from error
-    if int(split.labels.max()) >= classes:
-        raise UserError(f"the test set has labels up to {int(split.labels.max())}, the model has {classes} classes")
-    for evaluator in plan.evaluators:
-        if evaluator.kind.endswith("autoattack"):
-            autoattack.check_classes(classes)
-        if evaluator.kind == FAST:
-            fast_search.check(evaluator, network.model, device)
-        if evaluator.kind == "pgd" and evaluator.setting("loss") == "dlr" and classes < 3:
-            raise UserError(f"evaluator {evaluator.name!r}: the DLR loss needs at least 3 classes; this model has "
-                            f"{classes}")
-        farthest = x[0].numel() ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[evaluator.norm]
-        if evaluator.eps > farthest:
-            raise UserError(f"evaluator {evaluator.name!r}: eps {evaluator.eps:g} reaches from any image to any other "
-                            f"(they are at most {farthest:g} apart in {evaluator.norm}); did you mean "
-                            f"{evaluator.eps:g}/255 = {evaluator.eps / 255:.4f}?")
-    return classes
