@@ -111,6 +111,11 @@ def plan_of_run(name: str, run: Mapping[str, Any]) -> Plan:
     return plan_named(name, Settings(**known))
 
 
+def plan_by_default(name: str) -> Plan:
+    """The plan `name` for a network that is no run of ours, by the released settings: PGD-AT on CIFAR-10."""
+    return plan_named(name, Settings(method="PGD-AT", dataset="cifar10"))
+
+
 def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, methods: tuple[str, ...] | None = None,
          data: str | None = None, data_dir: str | None = None, device: str | None = None) -> list[Run]:
     """The runs of `make reproduce-adarat-DATASET`, teachers first; see `common.runs`."""

@@ -32,6 +32,11 @@ def plan_of_run(name: str, run: Mapping[str, Any]) -> Plan:
     return plans.plan_of_run(name, run)
 
 
+def plan_by_default(name: str) -> Plan:
+    """The plan `name` for a network that is no run of ours, by the released settings: CIFAR-10 in colour."""
+    return plans.plan_named(name, plans.Settings())
+
+
 def effort_of_run(run: RunRecord) -> Effort:
     """See `common.runs`.  The source of transferred FGSM is needed to judge a run, not to train it."""
     return Effort(passes=runs_cost.passes(plans.settings_of_run(run.run)))

@@ -144,6 +144,11 @@ def plan_of_run(name: str, run: Mapping[str, Any]) -> Plan:
     return plan_named(name, Settings(**known))
 
 
+def plan_by_default(name: str) -> Plan:
+    """The plan `name` for a network that is no run of ours, by the released settings: DyART on CIFAR-10."""
+    return plan_named(name, Settings())
+
+
 def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, methods: tuple[str, ...] | None = None,
          data: str | None = None, data_dir: str | None = None, device: str | None = None,
          extra: str | None = None) -> list[Run]:

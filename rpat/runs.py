@@ -34,6 +34,11 @@ def plan_of_run(name: str, run: Mapping[str, Any]) -> Plan:
     return plans.plan_named(name, plans.settings_of_run(run))
 
 
+def plan_by_default(name: str) -> Plan:
+    """The plan `name` for a network that is no run of ours, by the released settings: part 1 on CIFAR-10, L-inf."""
+    return plans.plan_named(name, plans.Settings())
+
+
 def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, methods: tuple[str, ...] | None = None,
          data: str | None = None, data_dir: str | None = None, device: str | None = None) -> list[Run]:
     """The runs of `make reproduce-rpat-...`; see `common.runs`.
