@@ -131,16 +131,19 @@ def chosen_checkpoint(run: Mapping[str, Any], kept: Collection[str], asked: str 
 def judge_file(file: Path | None, *, model: Mapping[str, Any], told: str, plan: Plan, test: "Split",
                data: Mapping[str, Any], engine: "Engine", seed: int, out: Path | None = None,
                corrupted: "CorruptionFiles | None" = None, part: str | None = None, allow: Collection[str] = (),
-               stored: "Stored | None" = None, batch_size: int | None = None) -> "list[Result]":
+               stored: "Stored | None" = None, batch_size: int | None = None, receipt: Path | None = None
+               ) -> "list[Result]":
     """Evaluate a checkpoint file on `test`; print what it is, and write a record to `out` if that is given.
 
     file: None where the network comes with its weights.  model: as `common.experiment.build_network` takes it; told:
     what said which network it is.  data: the record's.  corrupted: the files of a plan of kind corruption-file.  part:
-    of a file that holds several networks.  allow, stored, batch_size: see `common.evaluation.evaluate`.
+    of a file that holds several networks.  receipt: see `common.experiment.judge`.  allow, stored, batch_size: see
+    `common.evaluation.evaluate`.
     """
     from common import group
     from common.checkpoint import load_weights
     from common.evaluation import evaluate, forget, result_json, weights_sha256
+    from common.evaluation.receipts import Keeper, key_of, write_receipt
     from common.evaluation.subject import built
 
     if out is not None and out.is_dir():
@@ -152,13 +155,22 @@ def judge_file(file: Path | None, *, model: Mapping[str, Any], told: str, plan: 
     with tempfile.TemporaryDirectory() as passing:
         # Beside `out` an interrupted evaluation leaves what it has done, and goes on from there.
         work = Path(passing) if out is None else out.parent
+        state = weights_sha256(network)
+        keeper = Keeper(work, key_of(plan, state, test.fingerprint, seed)) if receipt else None
         results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device, work=work,
-                           corrupted=corrupted, allow=allow, stored=stored, batch_size=batch_size)
+                           corrupted=corrupted, allow=allow, stored=stored, batch_size=batch_size,
+                           keeper=keeper)
+        if receipt is not None and group.current().leads:
+            said = engine.describe()
+            write_receipt(receipt, keeper=keeper, results=results, plan=plan, split=test, network=network, said={
+                "model": dict(model), "weights": {"file": str(file) if file else None, "part": part,
+                                                  "sha256": sha256_of(file) if file else None},
+                "data": dict(data), "seed": seed}, device=said["device_name"], threads=said["torch_threads"])
         if out is not None and group.current().leads:
             engine_said = engine.describe()
             write_json(out, portable({
                 "checkpoint": {"file": str(file) if file else None, "sha256": sha256_of(file) if file else None,
-                               "state_sha256": weights_sha256(network), "loaded": loaded},
+                               "state_sha256": state, "loaded": loaded},
                 "model": dict(model), "settings_from": told, "plan": plan.to_json(), "plan_sha256": plan_sha256(plan),
                 "seed": seed, "data": dict(data), "allowed": sorted(allow),
                 "results": [result_json(result) for result in results],

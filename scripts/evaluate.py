@@ -59,6 +59,8 @@ def parser() -> Parser:
     parse.add_argument("--seed", type=int, default=None, help="of a file or function (default: 1)")
     parse.add_argument("--clean", type=number, default=None, metavar="PERCENT", help="the clean accuracy that its "
                        "authors state: the preflight refuses another")
+    parse.add_argument("--receipt", type=Path, default=None, metavar="FILE.npz", help="write the adversarial images "
+                       "too, with hashes: scripts/verify.py judges them again")
     subject.add_network_flags(parse)
     return parse
 
@@ -88,6 +90,8 @@ def main() -> None:
     """Run the command."""
     args = parser().parse_args()
     args.allow = codes.checked(args.allow)
+    if args.receipt is not None and args.receipt.suffix != ".npz":
+        raise UserError(f"--receipt {args.receipt}: name a file that ends in .npz")
     found = subject.find(args.subject, args.checkpoint)
     if found.folder is not None:
         evaluate_run(found, args)
@@ -126,7 +130,7 @@ def evaluate_run(found: subject.Subject, args: argparse.Namespace) -> None:
     path = judge(folder=found.folder, weights=args.weights / run["paper"] / run["dataset"] / run["run"], plan=plan,
                  test=data.test, data=described, engine=Engine.choose(args.device, "fp32"),
                  checkpoint=found.checkpoint, seed=run["seed"], spec=args.spec, batch_size=args.batch_size,
-                 corrupted=files, allow=args.allow)
+                 corrupted=files, allow=args.allow, receipt=args.receipt)
     print_results(path)
 
 
@@ -156,7 +160,8 @@ def evaluate_other(found: subject.Subject, args: argparse.Namespace) -> None:
     results = judge_file(found.file, model=model, told="the flags", plan=plan, test=data.test, data=data.describe(),
                          engine=Engine.choose(args.device, "fp32"), seed=1 if args.seed is None else args.seed,
                          out=args.out, corrupted=files, part=args.part, allow=args.allow,
-                         stored=stated or (beside(found.file) if found.file else None), batch_size=args.batch_size)
+                         stored=stated or (beside(found.file) if found.file else None), batch_size=args.batch_size,
+                         receipt=args.receipt)
     print_counts(results, args.out)
 
 

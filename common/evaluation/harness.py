@@ -31,6 +31,7 @@ from common.evaluation.ledger import Chunk, Ledger, ledger_path, ledger_paths
 from common.evaluation.measuring import Measuring, values_of
 from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
 from common.evaluation.preflight import Stored, check_source, preflight
+from common.evaluation.receipts import Keeper, keeps_images
 from common.evaluation.runners import Runner, runner_for
 from common.evaluation.transferred import Source
 from common.seeds import fold
@@ -99,7 +100,8 @@ def result_json(result: Result) -> dict[str, Any]:
 def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: torch.device | str, work: Path,
              batch_size: int | None = None, progress: bool = True,
              corrupted: "CorruptionFiles | None" = None, sources: Mapping[str, nn.Module] | None = None,
-             allow: Collection[str] = (), stored: Stored | None = None) -> list[Result]:
+             allow: Collection[str] = (), stored: Stored | None = None, keeper: Keeper | None = None
+             ) -> list[Result]:
     """Run a plan's evaluators on the first images of `split`; one Result each, in the plan's order.
 
     model: (B,C,H,W) float32 in [0,1] -> logits (B,K); it is moved to `device` and otherwise left as it was.
@@ -110,13 +112,15 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
     sources: sha256 of weights -> the network whose gradients evaluators of kind transferred-fgsm with that setting
     take; like the model they are moved to `device` and otherwise left as they were.
     allow: codes (common.evaluation.codes) of what would be refused and is accepted here; stored: what is known of the
-    clean accuracy.
+    clean accuracy.  keeper: keeps the adversarial images, for a receipt.
     """
     device, crew = torch.device(device), group.current()
     batch_size = min(batch_size or plan.chunk, plan.chunk)
     counts = {evaluator.name: image_count(evaluator, split) for evaluator in plan.evaluators}
     model.to(device)
     changing.check(plan, split, corrupted, sources or {})
+    if keeper is not None and (plan.test_crop or plan.half_inputs):
+        raise UserError(f"plan {plan.name} changes the test images before it attacks them: no receipt can be given")
     with ExitStack() as stack:
         network = stack.enter_context(judged(model, device))
         classes = preflight(network, split, plan, device, allow=allow, stored=stored, progress=progress)
@@ -137,7 +141,8 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
             runner = runner_for(evaluator, network, classes=classes, device=device, batch_size=batch_size)
             change = changing.change_of(evaluator, split, corrupted, helpers, device, batch_size)
             run_chunks(network, runner, split, plan, evaluator, ledger, counts[evaluator.name], seed=seed,
-                       device=device, batch_size=batch_size, progress=progress, change=change, turn=turn)
+                       device=device, batch_size=batch_size, progress=progress, change=change, turn=turn,
+                       keeper=keeper if keeps_images(evaluator.kind) else None)
             turn += -(-counts[evaluator.name] // plan.chunk)
         share_ledger(ledger)
     results = [collect(evaluator, ledger.chunks[evaluator.name]) for evaluator in plan.evaluators]
@@ -161,14 +166,15 @@ def share_ledger(ledger: Ledger) -> None:
 
 def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan: Plan, evaluator: Evaluator,
                ledger: Ledger, count: int, *, seed: int, device: torch.device, batch_size: int, progress: bool,
-               change: "changing.Change | None" = None, turn: int = 0) -> None:
+               change: "changing.Change | None" = None, turn: int = 0, keeper: Keeper | None = None) -> None:
     """Run one evaluator on the chunks that the ledger lacks; of several processes each takes its own.
 
     turn: differs between evaluators, so that the processes that have a chunk more are not always the same.
+    keeper: chunks whose images it lacks are run again.
     """
     crew, done = group.current(), ledger.chunks[evaluator.name]
     seen, standing = sum(len(chunk.flags) for chunk in done), sum(int(chunk.flags.sum()) for chunk in done)
-    known = {chunk.number for chunk in done}
+    known = {chunk.number for chunk in done if keeper is None or keeper.has(evaluator.name, chunk.number)}
     missing = [number for number in range(-(-count // plan.chunk)) if number not in known]
     missing = missing[(crew.rank - turn) % crew.ranks::crew.ranks]
     total = seen + sum(min(plan.chunk, count - number * plan.chunk) for number in missing)
@@ -178,13 +184,14 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
             begin, started = number * plan.chunk, time.monotonic()
             where = slice(begin, min(begin + plan.chunk, count))
             x, y = chunk_images(split, where, plan.test_crop, fold(seed, "crop", evaluator.name, number), device)
+            kept = None if keeper is None else x.clone()
             chunk_seed, survivors, arrays = fold(seed, "evaluate", evaluator.name, number), {}, {}
             if change is not None:
                 x = change(x, y, where, chunk_seed)
             if plan.half_inputs:
                 x = x.half().float()
             with seeded(chunk_seed):         # for a network that draws numbers itself
-                for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size, arrays):
+                for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size, arrays, kept):
                     survivors[stage] = int(flags.sum())
                     # Within a chunk too, so that the bar knows the time left of one that takes an hour.
                     behind = sum(shares.get(name, 0) for name in survivors)
@@ -193,6 +200,8 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
                     most = (standing + survivors[stage]) / (seen + len(y))
                     bar.set_postfix_str(f"{stage}: at most {most:.1%} robust")
             standing, seen = standing + survivors[stage], seen + len(y)
+            if keeper is not None:
+                keeper.save(evaluator.name, number, kept)
             numbers = {name: array.cpu().numpy() for name, array in arrays.items()}
             ledger.append(evaluator.name, Chunk(flags.cpu().numpy(), survivors, time.monotonic() - started, numbers,
                                                 number))
@@ -200,10 +209,12 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
 
 
 def verdicts(network: Network, runner: Runner | Measuring, evaluator: Evaluator, x: Tensor, y: Tensor, seed: int,
-             batch_size: int, arrays: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+             batch_size: int, arrays: dict[str, Tensor], kept: Tensor | None = None
+             ) -> Iterator[tuple[str, Tensor]]:
     """(stage, flags (B,) bool) after the clean pass and after each stage; an image that fell is not attacked again.
 
-    What a measuring runner finds besides goes into `arrays`.
+    What a measuring runner finds besides goes into `arrays`; the adversarial images into `kept` (B,C,H,W): those that
+    fooled the network, else the last ones tried.
     """
     threat, flags = ball(evaluator.norm, evaluator.eps), correct(network, x, y, batch_size)
     yield "clean", flags
@@ -216,6 +227,8 @@ def verdicts(network: Network, runner: Runner | Measuring, evaluator: Evaluator,
         standing = flags.nonzero().squeeze(1)
         if len(standing):
             x_adv = allowed(threat, x[standing], attack(standing))
+            if kept is not None:
+                kept[standing] = x_adv
             flags = flags.clone()
             flags[standing] = correct(network, x_adv, y[standing], batch_size)
         arrays.update(getattr(runner, "arrays", {}))
