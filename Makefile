@@ -28,7 +28,11 @@ PLANNER = $(or $(shell for python in $(PYTHON) $(PYTHONS); do \
 # A variable's text as the user typed it, for the shell: neither make nor the shell expands a $ or a blank in it.
 quoted = '$(subst ','\'',$(value $(1)))'
 
-.PHONY: help setup quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report clean-build \
+# What `make leaderboard BUDGET=board` trains, PAPER/TARGET, for each of DATASETS; AdaRAT before what reads its limits.
+BOARD_CIFAR10  := adarat/cifar10 dyart/cifar10 rpat/cifar10 rpat/cifar10-sotas experiments/cifar10
+BOARD_CIFAR100 := adarat/cifar100 rpat/cifar100 rpat/cifar100-sotas experiments/cifar100
+
+.PHONY: help setup quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report leaderboard clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
         reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
@@ -40,7 +44,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 help: ## List every target
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-33s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  Variables of reproduce-*: BUDGET=smoke|short|gpu|full (gpu with a CUDA device, else short)  SEEDS=1,2,3'
+	@echo '  Variables of reproduce-*: BUDGET=smoke|short|board|gpu|full (gpu with a CUDA device, else short)  SEEDS=1,2,3'
 	@echo '    METHODS="PGD-AT TRADES"  DATA=npz:PATH  DATA_DIR=PATH  DEVICE=cuda:1'
 	@echo "    DATA='npz:DIR/{}.npz' (of reproduce-brainreg-*: {} stands for the name of each data set)"
 	@echo '    EXTRA=FILE.npz (additional images of reproduce-dyart-cifar10-extra; default: cifar10_ddpm.npz in data/)'
@@ -173,6 +177,15 @@ endef
 
 report: $(READY) ## Make every table and figure again from results/ alone: no torch, no training
 	$(PYTHON) -m scripts.report
+
+leaderboard: $(READY) ## One table, figure and page of all papers; BUDGET=board first trains what is missing, in one shape
+	$(if $(filter board,$(BUDGET)),$(foreach one,$(DATASETS),$(foreach pair,$(call board,$(one)),\
+	  $(call reproduce,$(firstword $(subst /, ,$(pair))),$(lastword $(subst /, ,$(pair))))$(newline))))
+	$(PYTHON) -m scripts.leaderboard
+
+define board
+$(or $(BOARD_$(subst cifar,CIFAR,$(1))),$(error DATASETS=$(1): the leaderboard has a common shape for cifar10, cifar100))
+endef
 
 clean-build: ## Remove build/ (rules and specs); records and weights stay
 	rm -rf build

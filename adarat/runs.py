@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adarat.runs_cost import effort_of_run as effort_of_run
+from adarat.runs_cost import passes
 from adarat.settings import DATASETS, METHODS, VARIANTS, Settings
+from common import board
 from common.errors import UserError
 from common.evaluation.plans import Evaluator, Plan
 from common.evaluation.searches import searchable
@@ -53,6 +56,10 @@ BUDGETS = {
                     "ceiling by the base run's clean training loss: a CPU's evening; PGD-AT unless METHODS says more",
                     seeds=(1, 2, 3), methods=("PGD-AT",), epochs=10, n_train=5000, width=16, n_epoch_test=500,
                     n_test=1000, n_autoattack=200, more=("--model", "resnet18"), limits="base", gflop=0.22),
+    board.BUDGET: Budget(board.ABOUT, epochs=board.EPOCHS, n_train=board.N_TRAIN, width=board.WIDTH,
+                         n_epoch_test=board.N_EPOCH_TEST, n_test=board.N_TEST, n_autoattack=board.N_AUTOATTACK,
+                         methods=("PGD-AT",), limits="base", gflop=board.GFLOP,
+                         more=("--model", board.MODEL)),       # batches of 128 are the released ones
     "gpu": Budget("all images, the paper's network, 30 epochs, schedule scaled; AutoAttack on 1,000 images",
                   epochs=30, n_epoch_test=1000, n_autoattack=1000),
     "full": Budget("the paper's protocol"),
@@ -60,9 +67,6 @@ BUDGETS = {
 GFLOP = {"cifar10": 3.3, "cifar100": 31.0}     # forward and backward of one image: ResNet-18, WRN-34-10
 DATA_SIZE = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1_397}
 TEST_SIZE = {"cifar10": 10_000, "cifar100": 10_000, "digits": 400}
-# Forward-and-backward passes per image: attack steps, then the passes of the loss.
-PASSES = {"ST": 1.0, "PGD-AT": 9.0, "FAT": 9.0, "DAT": 10.0, "TRADES": 10.0, "KD-AT": 10.0, "IAD": 10.0,
-          "Generalist": 10.0}
 
 
 def run_name(method: str, variant: str, budget: str, seed: int) -> str:
@@ -105,6 +109,11 @@ def plan_of_run(name: str, run: Mapping[str, Any]) -> Plan:
     known = {key: value for key, value in run["config"].items() if key in Settings.__dataclass_fields__}
     known |= {"quirks": tuple(run["quirks"]), "model": run["model"]["name"]}
     return plan_named(name, Settings(**known))
+
+
+def plan_by_default(name: str) -> Plan:
+    """The plan `name` for a network that is no run of ours, by the released settings: PGD-AT on CIFAR-10."""
+    return plan_named(name, Settings(method="PGD-AT", dataset="cifar10"))
 
 
 def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, methods: tuple[str, ...] | None = None,
@@ -155,13 +164,15 @@ def one_run(method: str, variant: str, dataset: str, budget: str, shape: Budget,
     tested, attacked = shape.n_test or TEST_SIZE[dataset], shape.n_autoattack or TEST_SIZE[dataset]
     judgement = Judgement(plan=plan, place=tuple(where[2:]),
                           cost=Cost(images=1, passes=60.0 * tested + 1500.0 * attacked, gflop=gflop))
+    if budget == board.BUDGET:
+        judgement = board.judgement(place=tuple(where[2:]))
     needs = [run_name(*teacher, budget, seed) for teacher in TEACHERS] if method in ("KD-AT", "IAD") else []
     if "--limits_from" in argv:
         needs.append(base)
     return Run(name=run_name(method, variant, budget, seed), method=method, variant=variant, budget=budget, seed=seed,
                script=script, argv=tuple(argv),
                place=tuple(where), needs=tuple(needs), plans=() if method == "ST" else (judgement,),
-               cost=Cost(images=images, passes=PASSES[method], gflop=gflop))
+               cost=Cost(images=images, passes=passes(method, variant), gflop=gflop))
 
 
 def method_named(word: str) -> str:

@@ -24,8 +24,9 @@ from common.engine import Engine
 from common.environment import portable
 from common.errors import UserError
 from common.evaluation import Plan
-from common.evaluation.harness import image_count, preflight
+from common.evaluation.harness import image_count
 from common.evaluation.judging import judged
+from common.evaluation.preflight import fits
 from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, judge, load_data, print_results
 from common.files import sha256_of
 from common.fit import SGD, TrainRecord, fit
@@ -176,7 +177,7 @@ def check_plan(plan: Plan, network: nn.Module, data: DataSet) -> None:
     for evaluator in plan.evaluators:
         image_count(evaluator, data.test)
     with judged(network, torch.device("cpu")) as plain:
-        preflight(plain, data.test, plan, torch.device("cpu"))
+        fits(plain, data.test, plan, torch.device("cpu"))
 
 
 def original_path(args: argparse.Namespace) -> str | None:

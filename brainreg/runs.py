@@ -19,7 +19,8 @@ from brainreg.settings import ARCHITECTURES, DEFAULT_PLAN, LABELS, Settings, run
 from common.environment import ROOT
 from common.errors import UserError
 from common.evaluation.plans import Plan
-from common.runs import Judgement, Run
+from common.records import RunRecord
+from common.runs import Effort, Judgement, Run
 
 SCRIPT = "brainreg/train.py"
 IMAGENET = "imagenet"
@@ -29,6 +30,16 @@ CORRUPTED = ("cifar10", "cifar100")            # targets whose images are corrup
 def plan_of_run(name: str, run: Mapping[str, Any]) -> Plan:
     """The plan `name` for a run, given its run.json."""
     return plans.plan_of_run(name, run)
+
+
+def plan_by_default(name: str) -> Plan:
+    """The plan `name` for a network that is no run of ours, by the released settings: CIFAR-10 in colour."""
+    return plans.plan_named(name, plans.Settings())
+
+
+def effort_of_run(run: RunRecord) -> Effort:
+    """See `common.runs`.  The source of transferred FGSM is needed to judge a run, not to train it."""
+    return Effort(passes=runs_cost.passes(plans.settings_of_run(run.run)))
 
 
 def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, methods: tuple[str, ...] | None = None,

@@ -21,6 +21,7 @@ class Shown:
     """How a cell is written; subclasses have seeds, accuracies (one fraction per seed) and interval."""
 
     seeds: tuple[int, ...]
+    unit = 100.0                               # what a value is shown in: per cent
 
     def text(self) -> str:
         """In percent: 'mean ± sd' over seeds, or 'value [low, high]' for one seed."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import replacing, sha256_of, write_json
+from common.safetensor_files import read_tensors
 from common.weight_names import Part, listed, misfit, pick_part, rename, strip_prefixes, why_unused
 
 COUNTER = "num_batches_tracked"
@@ -261,6 +262,8 @@ def _read(path: Path, map_location: torch.device | str, *, mmap: bool = False) -
 
     `mmap`: do not read what is not looked at; for callers that copy what they keep.
     """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
     try:
         with open(path, "rb") as stream:
             zipped = zipfile.is_zipfile(stream)

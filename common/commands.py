@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from common.data.corruption_files import CorruptionFiles
     from common.engine import Engine
     from common.evaluation import Result
+    from common.evaluation.preflight import Stored
 
 
 def parse_typed(make: Callable[[], Parser], argv: Sequence[str] | None = None
@@ -127,35 +128,52 @@ def chosen_checkpoint(run: Mapping[str, Any], kept: Collection[str], asked: str 
 
 # -- a file of weights that is no run's -------------------------------------------------------------------------------
 
-def judge_file(file: Path, *, model: Mapping[str, Any], told: str, plan: Plan, test: "Split", data: Mapping[str, Any],
-               engine: "Engine", seed: int, out: Path | None = None, corrupted: "CorruptionFiles | None" = None
+def judge_file(file: Path | None, *, model: Mapping[str, Any], told: str, plan: Plan, test: "Split",
+               data: Mapping[str, Any], engine: "Engine", seed: int, out: Path | None = None,
+               corrupted: "CorruptionFiles | None" = None, part: str | None = None, allow: Collection[str] = (),
+               stored: "Stored | None" = None, batch_size: int | None = None, receipt: Path | None = None
                ) -> "list[Result]":
     """Evaluate a checkpoint file on `test`; print what it is, and write a record to `out` if that is given.
 
-    model: as `common.experiment.build_network` takes it; told: what said which network it is.  data: the record's.
-    corrupted: the files of a plan of kind corruption-file.
+    file: None where the network comes with its weights.  model: as `common.experiment.build_network` takes it; told:
+    what said which network it is.  data: the record's.  corrupted: the files of a plan of kind corruption-file.  part:
+    of a file that holds several networks.  receipt: see `common.experiment.judge`.  allow, stored, batch_size: see
+    `common.evaluation.evaluate`.
     """
     from common import group
     from common.checkpoint import load_weights
-    from common.evaluation import evaluate, forget, result_json
-    from common.experiment import build_network
+    from common.evaluation import evaluate, forget, result_json, weights_sha256
+    from common.evaluation.receipts import Keeper, key_of, write_receipt
+    from common.evaluation.subject import built
 
     if out is not None and out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file")
-    network = build_network(model)
-    loaded = portable(str(load_weights(network, file)))
-    print(f"{loaded}\n{model['name']}, {model['classes']} classes, as said by {told}")
+    network = built(model)
+    loaded = portable(str(load_weights(network, file, part=part))) if file else "weights of its own"
+    shown = model.get("builder") or f"{model['name']}, {model['classes']} classes"
+    print(f"{loaded}\n{shown}, as said by {told}")
     with tempfile.TemporaryDirectory() as passing:
         # Beside `out` an interrupted evaluation leaves what it has done, and goes on from there.
         work = Path(passing) if out is None else out.parent
+        state = weights_sha256(network)
+        keeper = Keeper(work, key_of(plan, state, test.fingerprint, seed)) if receipt else None
         results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device, work=work,
-                           corrupted=corrupted)
+                           corrupted=corrupted, allow=allow, stored=stored, batch_size=batch_size,
+                           keeper=keeper)
+        if receipt is not None and group.current().leads:
+            said = engine.describe()
+            write_receipt(receipt, keeper=keeper, results=results, plan=plan, split=test, network=network, said={
+                "model": dict(model), "weights": {"file": str(file) if file else None, "part": part,
+                                                  "sha256": sha256_of(file) if file else None},
+                "data": dict(data), "seed": seed}, device=said["device_name"], threads=said["torch_threads"])
         if out is not None and group.current().leads:
             engine_said = engine.describe()
             write_json(out, portable({
-                "checkpoint": {"file": str(file), "sha256": sha256_of(file), "loaded": loaded},
+                "checkpoint": {"file": str(file) if file else None, "sha256": sha256_of(file) if file else None,
+                               "state_sha256": state, "loaded": loaded},
                 "model": dict(model), "settings_from": told, "plan": plan.to_json(), "plan_sha256": plan_sha256(plan),
-                "seed": seed, "data": dict(data), "results": [result_json(result) for result in results],
+                "seed": seed, "data": dict(data), "allowed": sorted(allow),
+                "results": [result_json(result) for result in results],
                 "environment": environment(engine_said["device_name"], "fp32", engine_said["torch_threads"]),
                 "command": relative_command()}))
         group.current().barrier()

@@ -46,6 +46,7 @@ class Measured(Shown):
     records: tuple[str, ...]
 
     interval = None
+    unit = 1.0
 
     def text(self) -> str:
         """'mean ± sd' over seeds, or the value."""

@@ -5,7 +5,7 @@ Of several processes (common.group) rank 0 writes and decides; all must see the 
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -21,8 +21,9 @@ from common.data.corruption_files import CorruptionFiles
 from common.engine import Engine
 from common.environment import ROOT, begin, environment, portable, relative_command
 from common.errors import UserError
-from common.evaluation import Plan, evaluate, forget, plan_sha256, result_json, summaries
+from common.evaluation import Plan, evaluate, forget, plan_sha256, result_json, stored, summaries
 from common.evaluation.kinds import TRANSFERRED
+from common.evaluation.receipts import Keeper, key_of, write_receipt
 from common.files import read_json, sha256_of
 from common.fit import TrainRecord
 from common.source_runs import with_weights
@@ -208,12 +209,15 @@ def build_network(description: Mapping[str, Any]) -> nn.Module:
 
 def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping[str, Any], engine: Engine,
           checkpoint: str = "last", seed: int = 1, spec: str | None = None, batch_size: int | None = None,
-          corrupted: CorruptionFiles | None = None, sources: Mapping[str, nn.Module] | None = None) -> Path:
+          corrupted: CorruptionFiles | None = None, sources: Mapping[str, nn.Module] | None = None,
+          allow: Collection[str] = (), receipt: Path | None = None) -> Path:
     """Evaluate a finished run by `plan` and write eval-PLAN.json and flags-PLAN.npz; the path of the former.
 
     An interrupted evaluation goes on where it was.  Several processes share out the chunks of images.
     corrupted: the files of a plan of kind corruption-file.
     sources: networks of the plan's evaluators of kind transferred-fgsm; None: those of the runs that have the weights.
+    allow: codes of the preflight that do not refuse here; the record names them.  receipt: write the adversarial images
+    there (common.evaluation.receipts).
     UserErrors: no such run or checkpoint, weights that are not the recorded ones, a class count that does not fit.
     """
     begin()
@@ -233,23 +237,31 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     if digest != entry["sha256"]:
         raise UserError(f"{portable(str(path))} is not the file that train.json names: train the run again")
     measured = {"plan_sha256": plan_sha256(plan), "weights_sha256": digest, "seed": seed, "checkpoint": checkpoint}
-    if (known := crew.from_first(already_judged(folder, plan, measured, data))) is not None:
+    known = crew.from_first(already_judged(folder, plan, measured, data))
+    if known is not None and (receipt is None or crew.from_first(receipt.exists())):
         return with_spec(known, spec if crew.leads else None)
     network = build_network(run["config"]["model"])
     load_weights(network, path)
+    keeper = Keeper(weights / "evaluations", key_of(plan, digest, test.fingerprint, seed)) if receipt else None
     results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device,
                        work=weights / "evaluations", batch_size=batch_size, corrupted=corrupted,
-                       sources=source_networks(plan, folder, weights) if sources is None else sources)
+                       sources=source_networks(plan, folder, weights) if sources is None else sources, allow=allow,
+                       stored=stored.of_run(folder, run, digest, data), keeper=keeper)
     described = engine.describe()
     if crew.leads:
         longest = max(len(result.flags) for result in results)
         records.write_eval(folder, {
             "paper": run["paper"], "dataset": run["dataset"], "run": run["run"], "plan": plan.name, "spec_sha256": spec,
-            **measured, "data": dict(data), "chunk": plan.chunk, "results": [result_json(result) for result in results],
+            **measured, "data": dict(data), "chunk": plan.chunk, "changed_images": plan.test_crop or plan.half_inputs,
+            **({"allowed": sorted(allow)} if allow else {}), "results": [result_json(result) for result in results],
             "environment": environment(described["device_name"], "fp32", described["torch_threads"]),
             "command": relative_command()},
             flags={result.name: result.flags for result in results}, index=np.arange(longest, dtype=np.int64),
             arrays={result.name: result.arrays for result in results})
+        if receipt is not None:
+            write_receipt(receipt, keeper=keeper, results=results, plan=plan, split=test, network=network, said={
+                "model": run["config"]["model"], "weights": {"file": str(path), "sha256": digest, "part": None},
+                "data": dict(data), "seed": seed}, device=described["device_name"], threads=described["torch_threads"])
     crew.barrier()
     forget(weights / "evaluations", plan)
     return eval_path(folder, plan)

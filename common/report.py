@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common import reported as published
+from common.against import lines
 from common.cells import Cell as Cell
 from common.cells import Combined, combination, judging, rank_of, short, stale
 from common.cells import cell as cell
@@ -30,14 +31,22 @@ AnyCell = Cell | Combined | Averaged | Measured
 
 @dataclass(frozen=True)
 class Report:
-    """grids: for Markdown and LaTeX; values: for CSV, one row per method, variant and evaluator."""
+    """grids: for Markdown and LaTeX; values: for CSV, one row per method, variant and evaluator.
+
+    against: the lines of `common.against`, one per number of ours.
+    """
 
     grids: tuple[Grid, ...]
     values: tuple[dict[str, Any], ...]
+    against: tuple[dict[str, Any], ...] = ()
 
 
-def build(table: Table, runs: Sequence[RunRecord], reported: Sequence[Reported], dataset: str, budget: str) -> Report:
-    """The report of one data set and budget; other runs in `runs` are left aside."""
+def build(table: Table, runs: Sequence[RunRecord], reported: Sequence[Reported], dataset: str, budget: str,
+          measuring: Sequence[str] = ()) -> Report:
+    """The report of one data set and budget; other runs in `runs` are left aside.
+
+    measuring: the paper's quirks that change what is measured.
+    """
     runs = [run for run in runs if (run.run["dataset"], run.run["budget"]) == (dataset, budget)
             and run.run["seed"] not in table.sources]
     table = replace(table, columns=table.special_columns.get(dataset, table.columns))
@@ -52,7 +61,8 @@ def build(table: Table, runs: Sequence[RunRecord], reported: Sequence[Reported],
     notes = _notes(table, budget, [run for members in grouped.values() for run in members])
     grids = [Grid(title, main.header, main.rows, (*main.notes, *notes)), _compared(table, grouped),
              _listed(table, list(reported), dataset)]
-    return Report(tuple(grid for grid in grids if grid.rows), tuple(values))
+    return Report(tuple(grid for grid in grids if grid.rows), tuple(values),
+                  tuple(lines(table, dataset, budget, grouped, cells, reported, measuring)))
 
 
 def _cell(runs: Sequence[RunRecord], row: Row, column: Column, plans: Sequence[str]) -> AnyCell | None:

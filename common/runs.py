@@ -9,6 +9,7 @@ A paper's package provides, in `<paper>/runs.py` (which imports no torch):
         An unknown data set or method is a UserError that lists the known ones.
         extra: str or None, only in the signature of a paper that trains on additional data: the file (EXTRA=).
     TABLE: Table     what its table shows, for every data set
+    effort_of_run(run: RunRecord) -> Effort      what a finished run cost, for the leaderboard; a paper may lack it
 
 `scripts/make_rules.py` turns the runs into rules for make, `scripts/report.py` the records into the table.
 
@@ -25,7 +26,10 @@ from typing import Any
 from common.errors import UserError
 from common.files import sha256_of_json
 
-BUDGETS = ("quick", "smoke", "short", "gpu", "full")
+BUDGETS = ("quick", "smoke", "short", "board", "gpu", "full")
+# In forward-and-backward passes of an image: a forward pass, and one with the way back to the image (no weight's
+# gradient), as a step of an attack takes.
+FORWARD, STEP = 1 / 3, 2 / 3
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SAFE_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*\.py")
 
@@ -42,6 +46,18 @@ class Cost:
     @property
     def total_gflop(self) -> float:
         return self.images * self.passes * self.gflop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What the training alone of a finished run took, whatever machine it ran on.
+
+    passes: forward-and-backward passes for each training image of an epoch, averaged over the epochs (see FORWARD and
+    STEP), without what is only measured; after: names of runs of the same folder that had to be trained before.
+    """
+
+    passes: float
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

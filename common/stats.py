@@ -7,7 +7,9 @@ from statistics import fmean, stdev
 from types import MappingProxyType
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, t
+
+from common.seeds import fold
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -91,6 +93,60 @@ def newcombe(table: Paired, confidence: float = 0.95) -> tuple[float, float]:
     up = (b - low_b) ** 2 - 2 * phi * (b - low_b) * (high_a - a) + (high_a - a) ** 2
     return (max(-1.0, table.difference - math.sqrt(max(0.0, down))),
             min(1.0, table.difference + math.sqrt(max(0.0, up))))
+
+
+def bootstrap(differences: np.ndarray, *, seed: int = 1, resamples: int = 10_000, confidence: float = 0.95
+              ) -> tuple[float, float]:
+    """Percentile interval (low, high) of the mean of (n,) differences per image, images drawn with replacement.
+
+    The same input gives the same interval.  (Efron, Annals of Statistics 7, 1979.)
+    """
+    # Images with one value are alike, so that a draw of n images is a draw of how often each value comes.
+    values, counts = np.unique(np.asarray(differences, np.float64), return_counts=True)
+    drawn = np.random.default_rng(fold(seed, "bootstrap")).multinomial(counts.sum(), counts / counts.sum(), resamples)
+    low, high = np.quantile(drawn @ values / counts.sum(), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def images_needed(difference: float, sd: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
+    """How many images show a true `difference` of accuracies at level alpha with that power; None if it is 0.
+
+    sd: standard deviation of the difference per image.  The normal approximation: ((z_alpha/2 + z_power)*sd/d)^2.
+    """
+    if difference == 0:
+        return None
+    return max(1, math.ceil((_normal_width(alpha, power) * sd / difference) ** 2))
+
+
+def smallest_shown(n: int, sd: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The difference of accuracies that n images show at level alpha with that power; see `images_needed`."""
+    return _normal_width(alpha, power) * sd / math.sqrt(n)
+
+
+def _normal_width(alpha: float, power: float) -> float:
+    return float(norm.ppf(1 - alpha / 2) + norm.ppf(power))
+
+
+def over_seeds(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student's interval (low, high) of the mean of S seeds' values; None for one seed."""
+    middle, sd = mean_sd(values)
+    if sd is None:
+        return None
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    return middle - half, middle + half
+
+
+def accuracy_interval(accuracies: Sequence[float], n: int) -> tuple[float, float]:
+    """95% interval (low, high) of a method's accuracy from S seeds' accuracies on the same n images.
+
+    One seed: Wilson's.  Several: Student's over the seeds, and never narrower than Wilson's of their mean, since more
+    seeds do not make more images.
+    """
+    middle = fmean(accuracies)
+    low, high = wilson(round(middle * n), n)
+    if (seeds := over_seeds(accuracies)) is not None:
+        low, high = max(0.0, min(low, seeds[0])), min(1.0, max(high, seeds[1]))
+    return low, high
 
 
 def combined(table: Paired, formula: str, confidence: float = 0.95) -> tuple[float, float]:

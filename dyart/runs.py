@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from common import board
 from common.errors import UserError
 from common.evaluation.plans import Plan
-from common.runs import Column, Cost, Judgement, Row, Run, Table
+from common.records import RunRecord
+from common.runs import STEP, Column, Cost, Effort, Judgement, Row, Run, Table
 from dyart.plans import plan_named
 from dyart.settings import BURN_IN, METHODS, Settings, run_name
 
@@ -86,7 +88,11 @@ SPECIAL = {
     ("short", "cifar10-extra"): replace(
         BUDGETS["short"], about="5,000 images and extra ones, PreActResNet-18 of width 16, batches of 128, the first "
         "of two epochs of DyART after the burn-in: shows that the chain runs on real images, no more",
-        epochs=2, train_epochs=1, n_epoch_test=128, observe=128, n_test=500, n_autoattack=20)}
+        epochs=2, train_epochs=1, n_epoch_test=128, observe=128, n_test=500, n_autoattack=20),
+    (board.BUDGET, "cifar10"): Budget(
+        about=board.ABOUT + "; DyART's epochs come after the burn-in's", epochs=board.EPOCHS, model=board.MODEL,
+        width=board.WIDTH, batch_size=board.BATCH_SIZE, n_train=board.N_TRAIN, n_epoch_test=board.N_EPOCH_TEST,
+        observe=512, n_test=board.N_TEST, n_autoattack=board.N_AUTOATTACK, correct=0.4, gflop=board.GFLOP)}
 
 
 # -- what a run costs ------------------------------------------------------------------------------------------------
@@ -96,7 +102,7 @@ TRAIN_SIZE = {"cifar10": 48_976, "cifar10-extra": 48_976, "tiny-imagenet": 90_00
 HELD_OUT = {"cifar10": 1024, "cifar10-extra": 1024, "tiny-imagenet": 10_000}
 TEST_SIZE = {"cifar10": 10_000, "cifar10-extra": 10_000, "tiny-imagenet": 10_000, "digits": 400}
 # In forward-and-backward passes: a forward pass is 1/3, one back to the image (no weight's gradient) 2/3.
-ATTACK_STEP = 2 / 3
+ATTACK_STEP = STEP
 SEARCH = 20 * (ATTACK_STEP + 1 / 3) + ATTACK_STEP              # FAB's 20 iterations, then the checks
 BASELINE_PASSES = {"clean": 1.0, "AT": 10 * ATTACK_STEP + 4 / 3, "TRADES": 10 * ATTACK_STEP + 7 / 3,
                    "MART": 10 * ATTACK_STEP + 2}
@@ -106,6 +112,15 @@ AUTOATTACK = 1500.0                                            # of one image at
 def passes(method: str, shape: Budget) -> float:
     """Passes for each training image of an epoch.  DyART's own: x twice, and of correct images search and point."""
     return BASELINE_PASSES.get(method, 4 / 3 + shape.correct * (SEARCH + 1))
+
+
+def effort_of_run(run: RunRecord) -> Effort:
+    """See `common.runs`.  DyART searches only from the images that are classified correctly, whose share is logged."""
+    method, needs = run.run["method"], tuple(run.run["needs"])
+    if method != "DyART":
+        return Effort(passes=BASELINE_PASSES[method], after=needs)
+    _, searched = run.curve("searched")
+    return Effort(passes=4 / 3 + float(searched.mean() if len(searched) else 1.0) * (SEARCH + 1), after=needs)
 
 
 def train_cost(method: str, dataset: str, shape: Budget, epochs: int, gflop: float) -> Cost:
@@ -129,6 +144,11 @@ def plan_of_run(name: str, run: Mapping[str, Any]) -> Plan:
     return plan_named(name, Settings(**known))
 
 
+def plan_by_default(name: str) -> Plan:
+    """The plan `name` for a network that is no run of ours, by the released settings: DyART on CIFAR-10."""
+    return plan_named(name, Settings())
+
+
 def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, methods: tuple[str, ...] | None = None,
          data: str | None = None, data_dir: str | None = None, device: str | None = None,
          extra: str | None = None) -> list[Run]:
@@ -137,12 +157,12 @@ def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, met
     methods: clean (the burn-in, which DyART brings along), DyART, AT, TRADES, MART; with -GN behind: with group norm.
     extra: npz files of additional images for cifar10-extra, or "rest": the training images that the budget leaves out.
     """
-    if dataset not in ORIGINAL or budget not in BUDGETS:
+    if dataset not in ORIGINAL or (budget not in BUDGETS and (budget, dataset) not in SPECIAL):
         raise UserError(f"DyART has no data set {dataset!r} at budget {budget}: there are {', '.join(ORIGINAL)} at "
                         f"{', '.join(BUDGETS)}")
     if extra and dataset != "cifar10-extra":
         raise UserError(f"EXTRA={extra}: {dataset} trains on no additional images; cifar10-extra does")
-    shape = SPECIAL.get((budget, dataset), BUDGETS[budget])
+    shape = SPECIAL.get((budget, dataset)) or BUDGETS[budget]
     known = METHODS[:2] if dataset == "cifar10-extra" else METHODS
     chosen = [method_named(word, known) for word in methods or shape.methods if methods or word in known]
     chosen += [("clean", variant) for method, variant in chosen if method == "DyART"]
@@ -226,6 +246,8 @@ def one_run(method: str, variant: str, budget: str, shape: Budget, seed: int, wh
     judged = (tested or TEST_SIZE[dataset]) * (1 / 3 + 40 * ATTACK_STEP) + attacked * AUTOATTACK * len(EPSILONS)
     judgement = Judgement(plan=plan, place=where.place(budget, training=False), checkpoint="best",
                           cost=Cost(images=1, passes=judged, gflop=gflop))
+    if budget == board.BUDGET:
+        judgement = board.judgement(place=judgement.place, checkpoint="best")
     return Run(name=run_name(method, variant, budget, seed), method=method, variant=variant, budget=budget, seed=seed,
                script=SCRIPT, argv=tuple(argv), place=place,
                needs=(run_name("clean", variant, budget, seed),) if method == "DyART" else (),

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from common import board
 from common.errors import UserError
 from common.evaluation.plans import Plan
 from common.runs import Judgement, Run
 from rpat import plans, runs_cost, sota_plans
 from rpat.runs_budgets import RELEASED_EPOCHS, STANDARD, TARGETS, Budget, Target, shape_of
+from rpat.runs_cost import effort_of_run as effort_of_run
 from rpat.runs_table import TABLE as TABLE
 from rpat.settings import DATASETS, MODELS, MODES, NORMS, Settings, run_name
 from rpat.sota_settings import DATA, SCRIPTS, SotaSettings, settings_of_run
@@ -30,6 +32,11 @@ def plan_of_run(name: str, run: Mapping[str, Any]) -> Plan:
     if run["method"] in SCRIPTS:
         return sota_plans.plan_named(name, settings_of_run(run["config"]))
     return plans.plan_named(name, plans.settings_of_run(run))
+
+
+def plan_by_default(name: str) -> Plan:
+    """The plan `name` for a network that is no run of ours, by the released settings: part 1 on CIFAR-10, L-inf."""
+    return plans.plan_named(name, plans.Settings())
 
 
 def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, methods: tuple[str, ...] | None = None,
@@ -132,6 +139,8 @@ def one_run(method: str, variant: str, name: str, flags: list[str], script: str,
 def judgements(shape: Budget, where: Where) -> tuple[Judgement, ...]:
     """The paper's plan on best and last weights (part 2: of the average); in part 1 perception of the best ones."""
     target, place = where.target, where.place(training=False)
+    if where.budget == board.BUDGET:
+        return (board.judgement(place=place, checkpoint="best"),)
     tested = shape.n_test or (runs_cost.TEST_SIZE if shape.n_autoattack else None)
     counts = [str(n) for n in (tested, shape.n_autoattack) if n]
     stem = "-".join([plans.DEFAULT_PLAN if target.part == 1 else sota_plans.DEFAULT_PLAN, *counts])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from common import board
 from common.errors import UserError
 from rpat.settings import RELEASED_EPOCHS, folder_name
 
@@ -92,11 +93,19 @@ CHANGES: dict[tuple[str, str], dict[str, Any]] = {             # (budget, target
     ("short", "tiny-imagenet"): HUNDRED | {"about": HUNDRED["about"].replace("CIFAR-100", "Tiny-ImageNet")},
     **{("short", name): LESS for name in ("cifar10-l2", "cifar10-sotas", "cifar10-l2-sotas")},
     ("gpu", "tiny-imagenet"): {"epochs": 6, "about": BUDGETS["gpu"].about.replace("12 epochs", "6 epochs")}}
+# On the data sets in L-inf, part 1's ResNet-18 without its quirk: the network of all papers.
+BOARD = Budget(about=board.ABOUT, methods=BUDGETS["short"].methods, epochs=board.EPOCHS, model=board.MODEL,
+               width=board.WIDTH, batch_size=board.BATCH_SIZE, n_train=board.N_TRAIN, n_epoch_test=board.N_EPOCH_TEST,
+               n_test=board.N_TEST, n_autoattack=board.N_AUTOATTACK, decay_rate=BUDGETS["short"].decay_rate,
+               gflop=board.GFLOP, more={1: ("--quirks", "trades-third-pass")})
+BOARD_TARGETS = ("cifar10", "cifar100", "cifar10-sotas", "cifar100-sotas")
 UNFIT = {("short", "cifar10-wrn-sotas"), ("gpu", "cifar10-wrn-sotas")}
 
 
 def shape_of(dataset: str, budget: str) -> Budget:
     """The numbers of a budget on a target; UserError where there is none."""
+    if budget == board.BUDGET and dataset in BOARD_TARGETS:
+        return BOARD
     if dataset not in TARGETS or budget not in BUDGETS:
         raise UserError(f"RPAT has no data set {dataset!r} at budget {budget}: there are {', '.join(TARGETS)} at "
                         f"{', '.join(BUDGETS)}")

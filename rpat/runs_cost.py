@@ -3,11 +3,11 @@
 Unit: a forward and backward pass of one image.  A forward pass is 1/3 of it, one with the gradient of the image 2/3.
 """
 
-from common.runs import Cost
+from common.records import RunRecord
+from common.runs import FORWARD, STEP, Cost, Effort
 from rpat.runs_budgets import Budget, Target
 from rpat.settings import VALIDATION
 
-FORWARD, STEP = 1 / 3, 2 / 3
 STEPS = 10                                     # of training's attack, and of the one after each epoch
 AUTOATTACK = 1500.0                            # of one image, easy and hard ones together
 GFLOP = {"resnet18": 4.36, "PreActResNet18": 3.33, "WideResNet": 40.0}     # per pass of a 32x32 image, full width;
@@ -26,6 +26,16 @@ def passes(method: str, variant: str) -> float:
     return {"PGD-AT": adversarial, "Consistency-AT": 2 * adversarial,
             "TRADES": FORWARD + attack + 2 + FORWARD + rpat, "MART": attack + 2 + rpat, "ce": 1, "ce_rand": 1,
             "ReBAT": rebat + (1 - WARM_UP) * FORWARD, "RPAT++": rebat + (1 - WARM_UP) * 2 * FORWARD}[method]
+
+
+def effort_of_run(run: RunRecord) -> Effort:
+    """See `common.runs`.  The attack's steps are the run's own (part 1 calls them n_iters, part 2 attack_iters)."""
+    config, method = run.run["config"], run.run["method"]
+    usual = passes(method, run.run["variant"])
+    if method in ("ce", "ce_rand"):
+        return Effort(passes=usual)
+    steps = config.get("n_iters", config.get("attack_iters", STEPS))
+    return Effort(passes=usual + (2 if method == "Consistency-AT" else 1) * (steps - STEPS) * STEP)
 
 
 def after_epoch(target: Target, shape: Budget) -> float:

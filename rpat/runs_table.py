@@ -1,5 +1,6 @@
 """What RPAT's tables show: each base beside base + RPAT, with the best and the last weights.  Imports no torch."""
 
+from common import board
 from common.runs import Column, Row, Table
 from rpat.runs_budgets import BUDGETS, CHANGES, PART_ONE, TARGETS
 
@@ -38,4 +39,5 @@ TABLE = Table(
                     if target.norm == "l2"},
     reported_weights=("best",), reported_file="rpat", reported_paper="RPAT",
     budget_notes={name: f"Budget: {budget.about}." for name, budget in BUDGETS.items()} | {
-        " ".join(key): f"Budget: {changes['about']}." for key, changes in CHANGES.items()})
+        " ".join(key): f"Budget: {changes['about']}." for key, changes in CHANGES.items()} | {
+        board.BUDGET: f"Budget: {board.ABOUT}."})

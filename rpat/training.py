@@ -76,8 +76,9 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def run_training(settings: Settings, experiment: Experiment, network: nn.Module, images: Images, batches: Batches,
-                 engine: Engine) -> TrainRecord:
-    """Train the network, test it after each epoch, keep what is to be kept."""
+                 engine: Engine, method: Objective | None = None) -> TrainRecord:
+    """Train the network, test it after each epoch, keep what is to be kept.  method: a loss in place of the settings'.
+    """
     on, attack = settings.selects, attacks.pgd(settings.norm, settings.epsilon, settings.alpha, settings.n_iters)
     parts = {"test": images.data.test, **({"val": images.validation} if images.validation is not None else {})}
     most = settings.n_epoch_test
@@ -85,7 +86,7 @@ def run_training(settings: Settings, experiment: Experiment, network: nn.Module,
              for name, split in parts.items()}
     validation = Validation(parts, attack=attack, seed=settings.seed, batch=settings.test_batch_size,
                             every=settings.error_step)
-    return fit(model=network, objective=objective(settings), batches=batches, epochs=settings.epochs,
+    return fit(model=network, objective=method or objective(settings), batches=batches, epochs=settings.epochs,
                schedule=schedule(settings.lr_scheduler, lr=settings.lr_init, epochs=settings.epochs,
                                  scaled=settings.scale_schedule),
                optim=SGD(weight_decay=settings.weight_decay), out=experiment.folder, weights=experiment.weights,

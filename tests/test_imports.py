@@ -11,9 +11,11 @@ from common.environment import ROOT
 # No torch, at any depth: what is needed to plan, to read records and to draw.
 WITHOUT_TORCH = ("common.records", "common.report", "common.runs", "common.stats", "common.flags", "common.files",
                  "common.environment", "common.render", "common.reported", "common.plots", "common.errors",
-                 "common.seeds", "scripts.make_rules", "scripts.report")
+                 "common.seeds", "common.against", "common.board", "common.compare", "common.compare_words",
+                 "common.leaderboard", "common.leaderboard_page", "common.leaderboard_plot", "scripts.compare",
+                 "scripts.leaderboard", "scripts.make_rules", "scripts.report")
 OURS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-PAPERS = OURS - {"common", "scripts"}
+PAPERS = OURS - {"common", "scripts", "experiments"}       # experiments mixes papers
 
 
 def sources(root: Path = ROOT) -> list[Path]:
@@ -47,6 +49,8 @@ def broken_rules(path: Path, text: str, papers: set[str] = PAPERS) -> list[str]:
             found.append(f"common imports {name}")
         if top in papers and target in papers - {top}:
             found.append(f"{top} imports {name}")
+        if target == "experiments" and top not in ("experiments", "tests", "conftest.py"):
+            found.append(f"imports {name}: experiments are imported by nobody")
         if target == "scripts" and not is_test(path):
             found.append(f"imports {name}: scripts are imported by nobody")
         if path == Path("common/types.py") and target in papers | {"common", "scripts"}:
@@ -96,7 +100,8 @@ def test_no_file_breaks_a_rule(path):
 
 @pytest.mark.parametrize(("path", "text"), [
     ("common/a.py", "import adarat.method"), ("common/a.py", "def f():\n    from rpat import method"),
-    ("common/a.py", "from scripts import report"), ("adarat/a.py", "from rpat.method import x"),
+    ("common/a.py", "from scripts import report"), ("rpat/a.py", "from experiments import method"),
+    ("scripts/a.py", "import experiments.runs"), ("adarat/a.py", "from rpat.method import x"),
     ("rpat/tests/test_a.py", "import adarat"), ("adarat/a.py", "import scripts.report"),
     ("scripts/a.py", "from scripts.report import main"), ("common/types.py", "from common.files import replacing"),
     ("common/types.py", "from . import files"), ("common/fit.py", "from common.attacks.pgd import PGD"),
@@ -115,6 +120,7 @@ def test_each_rule_can_be_broken(path, text):
 
 @pytest.mark.parametrize(("path", "text"), [
     ("common/a.py", "from common.files import replacing\nimport json"), ("adarat/a.py", "from adarat.method import B"),
+    ("experiments/a.py", "import adarat.method\nimport rpat.method\nfrom experiments.method import x"),
     ("scripts/a.py", "import adarat.runs"), ("scripts/tests/test_a.py", "from scripts import report"),
     ("common/tests/test_a.py", "from adarat import method"),
     ("adarat/method.py", "import math\nfrom common.types import Batch"),
@@ -125,7 +131,7 @@ def test_what_is_allowed_breaks_no_rule(path, text):
 
 
 def test_what_reads_records_needs_no_torch(run_without_torch):
-    parts = [f"{paper}.{part}" for paper in sorted(PAPERS) for part in ("runs", "flags", "figures")
+    parts = [f"{paper}.{part}" for paper in sorted(PAPERS | {"experiments"}) for part in ("runs", "flags", "figures")
              if (ROOT / paper / f"{part}.py").exists()]
     code = ("import importlib, sys\n"
             "for name in sys.argv[1:]:\n    try:\n        importlib.import_module(name)\n"

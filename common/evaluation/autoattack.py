@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.evaluation.codes import refusal
 from common.evaluation.judging import seeded
 from common.evaluation.plans import Evaluator
 
@@ -37,8 +37,8 @@ LEAST_CLASSES = 4
 def check_classes(classes: int) -> None:
     """The targeted DLR loss divides by a difference of the largest, third and fourth logits: 4 classes at least."""
     if classes < LEAST_CLASSES:
-        raise UserError(f"AutoAttack's DLR loss needs at least {LEAST_CLASSES} classes; this model has {classes}: "
-                        "leave AutoAttack out of the plan, or use pgd with restarts")
+        raise refusal("E-CLASSES", f"AutoAttack's DLR loss needs at least {LEAST_CLASSES} classes; this model has "
+                      f"{classes}: leave AutoAttack out of the plan, or use pgd with restarts")
 
 
 class Silent:

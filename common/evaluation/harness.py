@@ -8,8 +8,8 @@ Several processes (common.group) share out the chunks; what is drawn depends on 
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,15 @@ from common.attacks.balls import ball
 from common.data.batches import augment
 from common.data.splits import Split, to_float
 from common.errors import UserError
-from common.evaluation import autoattack, changing, fast_search
+from common.evaluation import changing
 from common.evaluation.judging import Network, allowed, correct, judged, seeded, weights_sha256
-from common.evaluation.kinds import CHANGED_KINDS, STRENGTH_KINDS, TRANSFERRED, unusual_size
+from common.evaluation.kinds import CHANGED_KINDS, TRANSFERRED
 from common.evaluation.ledger import Chunk, Ledger, ledger_path, ledger_paths
 from common.evaluation.measuring import Measuring, values_of
 from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
+from common.evaluation.preflight import Stored, check_source, preflight
+from common.evaluation.receipts import Keeper, keeps_images
 from common.evaluation.runners import Runner, runner_for
-from common.evaluation.searches import KIND as FAST
 from common.evaluation.transferred import Source
 from common.seeds import fold
 
@@ -98,7 +99,8 @@ def result_json(result: Result) -> dict[str, Any]:
 
 def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: torch.device | str, work: Path,
              batch_size: int | None = None, progress: bool = True,
-             corrupted: "CorruptionFiles | None" = None, sources: Mapping[str, nn.Module] | None = None
+             corrupted: "CorruptionFiles | None" = None, sources: Mapping[str, nn.Module] | None = None,
+             allow: Collection[str] = (), stored: Stored | None = None, keeper: Keeper | None = None
              ) -> list[Result]:
     """Run a plan's evaluators on the first images of `split`; one Result each, in the plan's order.
 
@@ -109,22 +111,24 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
     corrupted: the files that a plan of kind corruption-file was made from.
     sources: sha256 of weights -> the network whose gradients evaluators of kind transferred-fgsm with that setting
     take; like the model they are moved to `device` and otherwise left as they were.
+    allow: codes (common.evaluation.codes) of what would be refused and is accepted here; stored: what is known of the
+    clean accuracy.  keeper: keeps the adversarial images, for a receipt.
     """
     device, crew = torch.device(device), group.current()
     batch_size = min(batch_size or plan.chunk, plan.chunk)
     counts = {evaluator.name: image_count(evaluator, split) for evaluator in plan.evaluators}
     model.to(device)
+    changing.check(plan, split, corrupted, sources or {})
+    if keeper is not None and (plan.test_crop or plan.half_inputs):
+        raise UserError(f"plan {plan.name} changes the test images before it attacks them: no receipt can be given")
     with ExitStack() as stack:
         network = stack.enter_context(judged(model, device))
-        classes = preflight(network, split, plan, device)
-        changing.check(plan, split, corrupted, sources or {})
+        classes = preflight(network, split, plan, device, allow=allow, stored=stored, progress=progress)
         needed = {one.setting("source") for one in plan.evaluators if one.kind == TRANSFERRED}
         helpers = {name: Source(stack.enter_context(judged(sources[name].to(device), device)))
                    for name in sorted(needed)}
         for helper in helpers.values():
             check_source(helper.network, split, classes, device)
-        if progress:
-            warn(plan)
         key = {"plan": plan_sha256(plan), "weights": weights_sha256(model), "images": split.fingerprint, "seed": seed,
                "torch": torch.__version__, "device": device.type, "format": 1}
         ledger = Ledger(ledger_path(work, plan, crew.rank), key,
@@ -137,7 +141,8 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
             runner = runner_for(evaluator, network, classes=classes, device=device, batch_size=batch_size)
             change = changing.change_of(evaluator, split, corrupted, helpers, device, batch_size)
             run_chunks(network, runner, split, plan, evaluator, ledger, counts[evaluator.name], seed=seed,
-                       device=device, batch_size=batch_size, progress=progress, change=change, turn=turn)
+                       device=device, batch_size=batch_size, progress=progress, change=change, turn=turn,
+                       keeper=keeper if keeps_images(evaluator.kind) else None)
             turn += -(-counts[evaluator.name] // plan.chunk)
         share_ledger(ledger)
     results = [collect(evaluator, ledger.chunks[evaluator.name]) for evaluator in plan.evaluators]
@@ -159,23 +164,17 @@ def share_ledger(ledger: Ledger) -> None:
         ledger.merge(chunks)
 
 
-def warn(plan: Plan) -> None:
-    """One line per radius of an attack that has the size of another norm's."""
-    radii = {(each.norm, each.eps): None for each in plan.evaluators if each.kind not in STRENGTH_KINDS}
-    for line in filter(None, (unusual_size(*radius) for radius in radii)):
-        tqdm.write(line, file=sys.stderr)
-
-
 def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan: Plan, evaluator: Evaluator,
                ledger: Ledger, count: int, *, seed: int, device: torch.device, batch_size: int, progress: bool,
-               change: "changing.Change | None" = None, turn: int = 0) -> None:
+               change: "changing.Change | None" = None, turn: int = 0, keeper: Keeper | None = None) -> None:
     """Run one evaluator on the chunks that the ledger lacks; of several processes each takes its own.
 
     turn: differs between evaluators, so that the processes that have a chunk more are not always the same.
+    keeper: chunks whose images it lacks are run again.
     """
     crew, done = group.current(), ledger.chunks[evaluator.name]
     seen, standing = sum(len(chunk.flags) for chunk in done), sum(int(chunk.flags.sum()) for chunk in done)
-    known = {chunk.number for chunk in done}
+    known = {chunk.number for chunk in done if keeper is None or keeper.has(evaluator.name, chunk.number)}
     missing = [number for number in range(-(-count // plan.chunk)) if number not in known]
     missing = missing[(crew.rank - turn) % crew.ranks::crew.ranks]
     total = seen + sum(min(plan.chunk, count - number * plan.chunk) for number in missing)
@@ -185,13 +184,14 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
             begin, started = number * plan.chunk, time.monotonic()
             where = slice(begin, min(begin + plan.chunk, count))
             x, y = chunk_images(split, where, plan.test_crop, fold(seed, "crop", evaluator.name, number), device)
+            kept = None if keeper is None else x.clone()
             chunk_seed, survivors, arrays = fold(seed, "evaluate", evaluator.name, number), {}, {}
             if change is not None:
                 x = change(x, y, where, chunk_seed)
             if plan.half_inputs:
                 x = x.half().float()
             with seeded(chunk_seed):         # for a network that draws numbers itself
-                for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size, arrays):
+                for stage, flags in verdicts(network, runner, evaluator, x, y, chunk_seed, batch_size, arrays, kept):
                     survivors[stage] = int(flags.sum())
                     # Within a chunk too, so that the bar knows the time left of one that takes an hour.
                     behind = sum(shares.get(name, 0) for name in survivors)
@@ -200,6 +200,8 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
                     most = (standing + survivors[stage]) / (seen + len(y))
                     bar.set_postfix_str(f"{stage}: at most {most:.1%} robust")
             standing, seen = standing + survivors[stage], seen + len(y)
+            if keeper is not None:
+                keeper.save(evaluator.name, number, kept)
             numbers = {name: array.cpu().numpy() for name, array in arrays.items()}
             ledger.append(evaluator.name, Chunk(flags.cpu().numpy(), survivors, time.monotonic() - started, numbers,
                                                 number))
@@ -207,10 +209,12 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
 
 
 def verdicts(network: Network, runner: Runner | Measuring, evaluator: Evaluator, x: Tensor, y: Tensor, seed: int,
-             batch_size: int, arrays: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+             batch_size: int, arrays: dict[str, Tensor], kept: Tensor | None = None
+             ) -> Iterator[tuple[str, Tensor]]:
     """(stage, flags (B,) bool) after the clean pass and after each stage; an image that fell is not attacked again.
 
-    What a measuring runner finds besides goes into `arrays`.
+    What a measuring runner finds besides goes into `arrays`; the adversarial images into `kept` (B,C,H,W): those that
+    fooled the network, else the last ones tried.
     """
     threat, flags = ball(evaluator.norm, evaluator.eps), correct(network, x, y, batch_size)
     yield "clean", flags
@@ -223,6 +227,8 @@ def verdicts(network: Network, runner: Runner | Measuring, evaluator: Evaluator,
         standing = flags.nonzero().squeeze(1)
         if len(standing):
             x_adv = allowed(threat, x[standing], attack(standing))
+            if kept is not None:
+                kept[standing] = x_adv
             flags = flags.clone()
             flags[standing] = correct(network, x_adv, y[standing], batch_size)
         arrays.update(getattr(runner, "arrays", {}))
@@ -263,58 +269,3 @@ def image_count(evaluator: Evaluator, split: Split) -> int:
         raise UserError(f"evaluator {evaluator.name!r} wants {evaluator.n} images, the test set has {len(split)}: "
                         "lower its n, or leave it out to use them all")
     return len(split) if evaluator.n is None else evaluator.n
-
-
-def check_source(source: nn.Module, split: Split, classes: int, device: torch.device) -> None:
-    """UserError if the network whose gradients are taken is not one of this task."""
-    x, _ = chunk_images(split, slice(0, 1), False, 0, device)
-    try:
-        with torch.no_grad():
-            others = source(x).shape[1]
-    except RuntimeError as error:
-        raise UserError(f"the network whose gradients are to be taken cannot take images of shape "
-                        f"{tuple(x.shape[1:])}: {error}") from error
-    if others != classes:
-        raise UserError(f"the network whose gradients are to be taken has {others} classes, the judged one {classes}: "
-                        "take one of the same task")
-
-
-@contextmanager
-def float32_inside(network: nn.Module) -> Iterator[None]:
-    """A ValueError if a layer computes in anything but float32, as under an engine's own autocast."""
-    def check(module: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.is_floating_point() and output.dtype != torch.float32:
-            raise ValueError(f"a verdict needs float32, {type(module).__name__} computes in {output.dtype}: "
-                             "hand over the plain network")
-    handles = [module.register_forward_hook(check) for module in network.modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def preflight(network: Network, split: Split, plan: Plan, device: torch.device) -> int:
-    """The number of classes; whatever would stop an evaluator later stops the plan here, before anything runs."""
-    x, _ = chunk_images(split, slice(0, 1), False, 0, device)
-    try:
-        with torch.no_grad(), float32_inside(network):
-            classes = network(x).shape[1]
-    except RuntimeError as error:
-        raise UserError(f"the model cannot take images of shape {tuple(x.shape[1:])}: {error}") from error
-    if int(split.labels.max()) >= classes:
-        raise UserError(f"the test set has labels up to {int(split.labels.max())}, the model has {classes} classes")
-    for evaluator in plan.evaluators:
-        if evaluator.kind.endswith("autoattack"):
-            autoattack.check_classes(classes)
-        if evaluator.kind == FAST:
-            fast_search.check(evaluator, network.model, device)
-        if evaluator.kind == "pgd" and evaluator.setting("loss") == "dlr" and classes < 3:
-            raise UserError(f"evaluator {evaluator.name!r}: the DLR loss needs at least 3 classes; this model has "
-                            f"{classes}")
-        farthest = x[0].numel() ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[evaluator.norm]
-        if evaluator.eps > farthest:
-            raise UserError(f"evaluator {evaluator.name!r}: eps {evaluator.eps:g} reaches from any image to any other "
-                            f"(they are at most {farthest:g} apart in {evaluator.norm}); did you mean "
-                            f"{evaluator.eps:g}/255 = {evaluator.eps / 255:.4f}?")
-    return classes

@@ -78,6 +78,9 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 # eps outside these bounds is rarely meant in its norm: 8/255, 128/255 and 2000/255 are usual in L-inf, L2 and L1.
 USUAL = {"linf": (0.0, 0.4, "8/255"), "l2": (0.06, 5.0, "128/255"), "l1": (1.2, 100.0, "2000/255")}
 
+# By which share an L-inf radius may miss k/255 without and with a warning: 0.031 misses 8/255 by 1.2%.
+NEARLY = (2e-4, 0.015)
+
 
 def check_more(name: str, value: Any, where: str) -> None:
     """A UserError if a setting of one of the kinds above has a value that it cannot have."""
@@ -114,10 +117,14 @@ def check_range(settings: Mapping[str, Any], where: str) -> None:
 
 
 def unusual_size(norm: str, eps: float) -> str:
-    """A line where `eps` has the size that is usual in another norm, else empty."""
+    """A line where `eps` has the size that is usual in another norm, or is nearly but not quite k/255; else empty."""
     least, most, usual = USUAL[norm]
+    share = 255 * eps
+    if norm == "linf" and 0.9 < share < 33 and NEARLY[0] < abs(share / round(share) - 1) <= NEARLY[1]:
+        return (f"warning: eps {eps:g} is {share:.3f}/255: if {round(share)}/255 is meant, write it so, since others "
+                "measure there")
     if eps == 0 or least <= eps <= most:
         return ""
     how = "small" if eps < least else "large"
-    as_share = f"{eps:g} ({255 * eps:g}/255)"
-    return f"warning: eps {as_share} is {how} for {norm}, where {usual} is usual: is it meant for another norm?"
+    return (f"warning: eps {eps:g} ({share:g}/255) is {how} for {norm}, where {usual} is usual: is it meant for "
+            "another norm?")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from common.errors import UserError
+from common.evaluation.codes import refusal
 from common.evaluation.kinds import ITERATED, MORE, Kind, check_more, check_range
 from common.evaluation.searches import LENGTH, SEARCHES, name_fits, search_of
 from common.files import sha256_of_json
@@ -167,8 +168,8 @@ def check_size(value: Any, norm: str, what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise UserError(f"{what} must be a number of at least 0, not {value!r}")
     if norm == "linf" and value > 1:
-        raise UserError(f"{what} {value:g} is larger than the whole range [0,1]; {value:g} looks like {value:g}/255: "
-                        f"give {value:g}/255 or {value / 255:.4f}")
+        raise refusal("E-EPS", f"{what} {value:g} is larger than the whole range [0,1]; {value:g} looks like "
+                      f"{value:g}/255: give {value:g}/255 or {value / 255:.4f}")
 
 
 def check_setting(name: str, value: Any, where: str) -> None:

@@ -14,7 +14,7 @@ from common.checkpoint import save_state
 from common.data.splits import Split
 from common.engine import Engine
 from common.errors import UserError
-from common.evaluation import Evaluator, Plan
+from common.evaluation import Evaluator, Plan, receipts, stored
 from common.experiment import Experiment, build_network, flat, judge, load_data, print_results
 from common.files import read_json, sha256_of
 from common.fit import TrainRecord
@@ -274,3 +274,38 @@ def test_nothing_is_measured_twice(tmp_path, split, monkeypatch):
     for change in ({"seed": 2}, {"data": {**DATA, "test_fingerprint": "other"}}):
         with pytest.raises(TypeError):
             judged(made, split, **change)
+
+
+def test_a_receipt_of_a_run_holds_what_fooled_it(tmp_path):
+    made = experiment(tmp_path)
+    network = finish(made)
+    images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    test = Split(images, network.eval()(images / 255).argmax(1))
+    given = {"folder": made.folder, "weights": made.weights, "plan": PLAN, "test": test, "engine": CPU,
+             "data": DATA | {"test_fingerprint": test.fingerprint}}
+    judge(**given)
+    judge(**given, receipt=tmp_path / "r.npz")                # judged already, but without the images
+    meta, arrays = receipts.read_receipt(tmp_path / "r.npz")
+    assert receipts.rejudge(meta, arrays, network)[0] == "clean: 12 of 12, every image judged again"
+    assert meta["weights"]["sha256"] == sha256_of(made.weights / "last.pt") and meta["model"] == MODEL
+    written = (tmp_path / "r.npz").stat().st_mtime_ns
+    judge(**given, receipt=tmp_path / "r.npz")
+    assert (tmp_path / "r.npz").stat().st_mtime_ns == written and not list(made.weights.glob("evaluations/*"))
+
+
+def test_other_records_of_the_run_tell_its_clean_verdicts(tmp_path):
+    made = experiment(tmp_path)
+    network = finish(made)
+    images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    test = Split(images, network.eval()(images / 255).argmax(1))
+    data = DATA | {"test_fingerprint": test.fingerprint}
+    given = {"folder": made.folder, "weights": made.weights, "engine": CPU, "data": data}
+    judge(**given, plan=PLAN, test=test)
+    run, digest = records.read_run(made.folder).run, sha256_of(made.weights / "last.pt")
+    known = stored.of_run(made.folder, run, digest, data)
+    assert known.flags.tolist() == [True] * 40 and known.where.endswith("eval-quick.json")
+    assert stored.of_run(made.folder, run, "0" * 64, data) is None
+    assert stored.of_run(made.folder, run, digest, DATA) is None
+    other = Split(images, (test.labels + 1) % 3)              # under the name of the same images
+    with pytest.raises(UserError, match=r"^E-CLEAN: 40 of the first 40 clean verdicts differ"):
+        judge(**given, plan=replace(PLAN, name="again"), test=other)

@@ -176,7 +176,8 @@ def done(finished, tmp_path) -> Clone:
 def test_the_first_time_everything_runs_and_the_table_comes_out(finished):
     assert sorted(finished.first_log) == sorted(ALL)
     assert finished.first_log.index("train st_short_s1") < finished.first_log.index("train kd_short_s1")
-    assert "6 steps: 0 done, 6 to do; about" in finished.first and "BUDGET=quick|smoke|short|gpu|full" in finished.first
+    assert "6 steps: 0 done, 6 to do; about" in finished.first
+    assert "BUDGET=quick|smoke|short|board|gpu|full" in finished.first
     assert "| ST | 1 | 1 | last | 100.00" in finished.first
     assert (finished.root / "results" / "tables" / "adarat-cifar10-short.md").exists()
 
@@ -308,7 +309,7 @@ def test_an_interrupt_does_not_make_make_remove_a_whole_record(clone):
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (("BUDGET=huge",), "BUDGET=huge is none of quick, smoke, short, gpu, full"),
+    (("BUDGET=huge",), "BUDGET=huge is none of quick, smoke, short, board, gpu, full"),
     (("SEEDS=one",), "SEEDS=one must be different whole numbers"), (("SEEDS=1,1",), "different whole numbers"),
     (("EXTRA=a b.npz",), "EXTRA=a b.npz: adarat trains on no additional data; leave EXTRA out")])
 def test_wrong_variables_are_one_clear_line(clone, words, said):

@@ -57,10 +57,13 @@ def test_results_alone_give_tables_and_figures_twice_the_same(clone):
     first = made(clone)
     stem = "results/tables/adarat-cifar10-short"
     drawn = "results/figures/adarat-cifar10-short"
-    assert set(first) == {f"{stem}.md", f"{stem}.csv", f"{stem}.tex", f"{drawn}-accuracy-pgd-at.png",
+    against = "results/tables/adarat-against-reported"
+    assert set(first) == {f"{stem}.md", f"{stem}.csv", f"{stem}.tex", f"{against}.md", f"{against}.csv",
+                          f"{against}.tex", f"{drawn}-accuracy-pgd-at.png",
                           f"{drawn}-barrier-pgd-at.png", f"{drawn}-evaluators.png"}
     assert all(name in text for name in first if name.endswith((".md", ".png")))
     assert b"| PGD-AT | 1 | 10 | last | 80.00 [73.9, 85.0] / 83.1 (r1) |" in first[f"{stem}.md"]
+    assert b"not comparable: budget short, not the paper's training |" in first[f"{against}.md"]
     for folder in ("tables", "figures"):
         shutil.rmtree(clone / "results" / folder)
     report(clone, "--paper", "adarat", "--dataset", "cifar10", "--budget", "short")
@@ -71,6 +74,21 @@ def test_show_prints_the_table(clone):
     fabricate(clone / "results", accuracies={"clean": 0.8})
     assert "# AdaRAT on cifar10, budget short" in report(clone, "--show", "--out", "elsewhere")
     assert (clone / "elsewhere" / "tables").is_dir() and not made(clone)
+
+
+def test_what_only_shows_that_parts_work_is_not_held_against_a_paper(clone):
+    fabricate(clone / "results", budget="smoke", accuracies={"clean": 0.8})
+    assert "table" in report(clone) and "results/tables/adarat-against-reported.md" not in made(clone)
+
+
+def test_a_part_asked_for_leaves_the_whole_against_what_is_reported(clone):
+    fabricate(clone / "results", accuracies={"clean": 0.8})
+    fabricate(clone / "results", dataset="cifar100", accuracies={"clean": 0.7})
+    report(clone)
+    whole = made(clone)
+    report(clone, "--dataset", "cifar100")
+    name = "results/tables/adarat-against-reported.md"
+    assert made(clone)[name] == whole[name] and b"| cifar10 | short |" in whole[name]
 
 
 def test_nothing_yet_is_said(clone):

@@ -1,0 +1,1 @@
+"""Experiments that mix what different papers propose.  They may import papers; nothing imports them."""
