@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from common import records
 from common.commands import run_folder
+from common.environment import ROOT
 from common.errors import UserError
 from common.flags import count, number
 
@@ -61,6 +62,17 @@ def of_a_run(file: Path) -> Subject | None:
     named = records.read_record(folder / "train.json", "train")["weights"]
     kind = next((kind for kind, entry in named.items() if entry["file"] == file.name), None)
     return None if kind is None else Subject(folder=folder, checkpoint=kind)
+
+
+def add_subject_flags(parse: argparse.ArgumentParser) -> None:
+    """What to look into, for `common.evaluation.opened.open_subject`."""
+    parse.add_argument("subject", metavar="CHECKPOINT", help="as for scripts/evaluate.py: a run of ours, a file of "
+                       "weights, or MODULE:FUNCTION")
+    parse.add_argument("--checkpoint", default=None, help="of a run: last (the default), best, average, ...")
+    parse.add_argument("--data", default=None, help="default: what the run was trained on")
+    parse.add_argument("--data_dir", "--data-dir", default=None, help="where data sets lie")
+    parse.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parse.add_argument("--weights", type=Path, default=ROOT / "weights", help="folder of the weights of runs")
 
 
 def add_network_flags(parse: argparse.ArgumentParser) -> None:
