@@ -82,8 +82,10 @@ def test_every_supported_python_is_tried_by_the_makefile():
 # -- Makefile --------------------------------------------------------------------------------------------------------
 
 def make(folder, *words, check=True, **variables):
+    # make hands on what was typed to it: these tests may run under `make SETUP=0 PYTHON=python3 test`.
+    typed = {"PYTHON", "PYTHON3", "SETUP", "LAUNCH", "JOBS", "BUDGET", "SEEDS", "METHODS", "DATA", "DATA_DIR", "DEVICE"}
     given = {key: value for key, value in os.environ.items()
-             if not key.startswith(("MAKE", "MFLAGS", "OMP_", "PIP_", "UV_"))}
+             if key not in typed and not key.startswith(("MAKE", "MFLAGS", "OMP_", "PIP_", "UV_"))}
     done = subprocess.run(("make", *words), cwd=folder, capture_output=True, text=True, env=given | variables,
                           timeout=60)
     assert not check or done.returncode == 0, done.stdout + done.stderr
