@@ -30,7 +30,7 @@ from torch import Tensor, distributed, nn
 from common.errors import UserError
 from common.launch import Place, place
 from common.types import Share, local_first, local_mean, local_total
-from common.watch import Watch
+from common.watch import Watch, end
 
 # A rank may wait this long for others: rank 0's validation, a slow share of an evaluation.  Those that are gone are
 # noticed otherwise (common.watch).
@@ -257,14 +257,16 @@ def watch() -> Watch | None:
 
 
 def leave(status: int | str = 0) -> None:
-    """Wait for the others at the end of a command, and part; a status that is not 0 ends them too."""
+    """Wait for the others at the end of a command, and end with it; a status that is not 0 ends them too.  Returns
+    only where there are no others."""
     if (watching := watch()) is None:
         return
     if status:
         watching.fail(status if isinstance(status, int) else 1, status if isinstance(status, str) else "")
     _here[0].barrier()
     watching.leave()
-    distributed.destroy_process_group()
+    # At once: in an ordinary exit threads of the process group that still run now and then abort the process.
+    end(0)
 
 
 def wire(tensor: Tensor) -> distributed.ProcessGroup | None:

@@ -103,13 +103,12 @@ class Watch:
         end(status if self.status is None else self.status)
 
     def leave(self) -> None:
-        """Stop watching; the process that holds the store stays until all have left."""
+        """Stop watching, and stay until all have left: no process is to find another's connections closed."""
         with suppress(*BROKEN):
             self.left.set()
             self.thread.join()
             self.asking.add("left", 1)
-            if self.place.rank == 0:
-                self._linger("left", self.place.ranks)
+            self._linger("left", self.place.ranks)
 
     def _linger(self, key: str, count: int) -> None:
         """Wait until a counter has come to `count`, but not for ever."""
