@@ -50,7 +50,7 @@ def by_pillow(folder, corruption, severity) -> torch.Tensor:
 def test_files_are_turned_grey_as_pillow_does_it(folder, tmp_path):
     files = open_files(folder, grey=True)
     plan = file_plan_named("cifar-10-c-grey-6", files)
-    split = Split(torch.zeros(N, 1, 4, 4, dtype=torch.uint8), torch.arange(N) % 4)
+    split = Split(torch.full((N, 1, 4, 4), 128, dtype=torch.uint8), torch.arange(N) % 4)
     results = evaluate(Brightest(), split, plan, seed=1, device="cpu", work=tmp_path, progress=False, corrupted=files)
     assert len(results) == 95 and plan.name == "cifar-10-c-grey-6"
     for result in results[::7]:
