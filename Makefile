@@ -12,6 +12,7 @@ DATA    ?=
 DATA_DIR ?=
 DEVICE  ?=
 EXTRA   ?=
+TESTS   ?=
 ONLY    ?=
 METHOD  ?=
 DATASETS ?= cifar10
@@ -98,8 +99,8 @@ test: $(READY) ## Check the style and run the fast tests
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pytest -m "not slow"
 
-test-slow: $(READY) ## Run only the slow tests: end to end, kills, process groups
-	$(PYTHON) -m pytest -m slow
+test-slow: $(READY) ## Run only the slow tests: end to end, kills, process groups (TESTS="common rpat": of these folders)
+	$(PYTHON) -m pytest -m slow $(TESTS)
 
 test-all: test ## Run the fast tests, then the slow ones
 	$(MAKE) --no-print-directory test-slow
