@@ -8,7 +8,14 @@ from typing import Any, NoReturn
 
 
 class UserError(Exception):
-    """Something the user got wrong.  The text is one line: what is wrong, where, and how to mend it."""
+    """Something the user got wrong.  The text is one line: what is wrong, where, and how to mend it.
+
+    code: the row of docs/errors.md that explains it, such as "E-NPZ-KEYS"; printed behind the text.
+    """
+
+    def __init__(self, text: str, code: str | None = None):
+        super().__init__(text)
+        self.code = code
 
 
 def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
@@ -25,7 +32,7 @@ def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
             status = ended.code
         leave(status or 0)
     except UserError as error:
-        _stop(2, "error: " + " ".join(str(error).split()))
+        _stop(2, "error: " + " ".join(str(error).split()) + (f" [{error.code}]" if error.code else ""))
     except KeyboardInterrupt:
         _stop(130, "interrupted: type the same command again and it goes on from the last whole step")
     except Exception:
