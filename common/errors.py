@@ -1,10 +1,13 @@
 """Errors that a user can mend: one line, exit status 2, nothing written."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+from common import signals
 
 
 class UserError(Exception):
@@ -19,11 +22,22 @@ class UserError(Exception):
 
 
 def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` as a command: a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130.
+    """Run `main` as a command: a UserError becomes one line on stderr and exit status 2, SIGTERM (common.signals)
+    one and status 143, Ctrl-C one and status 130.
 
     Anything else is a defect of ours and keeps its traceback.  Of several processes that work together (common.group)
     the first that fails says so, all end with its status, and none waits for another that is gone.
     """
+    with signals.caught():
+        try:
+            status = _status_of(main)
+        except signals.Stopped as stopped:
+            _stop(stopped.status, stopped.line)
+    sys.exit(status)
+
+
+def _status_of(main: Callable[[], int | None]) -> Any:
+    """The exit status of a command that ends well; else it exits."""
     try:
         leave = _meet()
         try:
@@ -33,13 +47,13 @@ def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
         leave(status or 0)
     except UserError as error:
         _stop(2, "error: " + " ".join(str(error).split()) + (f" [{error.code}]" if error.code else ""))
-    except KeyboardInterrupt:
-        _stop(130, "interrupted: type the same command again and it goes on from the last whole step")
+    except KeyboardInterrupt:          # of several processes, or where it was raised by hand
+        _stop(130, signals.Stopped(signal.SIGINT).line)
     except Exception:
         if (watch := _watch()) is not None:
             watch.fail(1, traceback.format_exc().rstrip())
         raise
-    sys.exit(status or 0)
+    return status or 0
 
 
 def _meet() -> Callable[[Any], None]:
@@ -52,6 +66,7 @@ def _meet() -> Callable[[Any], None]:
         return lambda status: None
     # Else the library reports the end of each connection with a page of C++.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    signals.among_others()
     from common import group
 
     group.current()
