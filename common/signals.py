@@ -9,6 +9,7 @@ epoch.
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """A signal that comes within the block waits for its end, and is raised there if the block ended well."""
+    """A signal that comes within the block waits for its end, and is raised there if the block ended well.
+
+    So is one that was lost before, in a finaliser, out of which nothing can be raised.
+    """
     if not _state.alone:
         yield
         return
@@ -92,7 +96,7 @@ def held() -> Iterator[None]:
         yield
     finally:
         _state.blocks -= 1
-    if _state.number is not None and not _state.blocks:
+    if _state.number is not None and not _state.blocks and not isinstance(sys.exception(), Stopped):
         raise Stopped(_state.number)
 
 
