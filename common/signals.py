@@ -9,11 +9,14 @@ epoch.
 
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
 REPEAT = 1.0                         # seconds in which a further signal is the same one: make passes on what it gets
@@ -105,3 +108,13 @@ def among_others() -> None:
     _state.alone = False
     if signal.getsignal(signal.SIGINT) is _handle:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def status_of(words: Sequence[str | Path], **given: Any) -> int:
+    """Run a command, `given` as to subprocess.Popen; its exit status.  A signal is passed on, its end waited for."""
+    with subprocess.Popen(words, **given) as child:
+        try:
+            return child.wait()
+        except Stopped as stopped:
+            child.send_signal(stopped.number)
+            raise

@@ -273,6 +273,19 @@ def test_a_block_that_is_held_ends_first():
     assert done == ["inner"]
 
 
+def test_a_command_that_runs_another_passes_the_signal_on_and_waits_for_it(tmp_path):
+    inner = ("import os, signal, sys, time\nfrom common.errors import exit_cleanly\nfrom common.signals import held\n"
+             "def main():\n    with held():\n        os.kill(os.getppid(), signal.SIGTERM)\n        time.sleep(0.5)\n"
+             "        open(sys.argv[1], 'w').write('kept')\n    time.sleep(600)\n"
+             "exit_cleanly(main)\n")
+    outer = ("import sys\nfrom common.errors import exit_cleanly\nfrom common.signals import status_of\n"
+             "exit_cleanly(lambda: status_of([sys.executable, '-c', *sys.argv[1:]]))\n")
+    ended = subprocess.run((sys.executable, "-c", outer, inner, tmp_path / "step"), cwd=ROOT, capture_output=True,
+                           text=True)
+    assert ended.returncode == 143 and ended.stderr.count("stopped by SIGTERM") == 2
+    assert (tmp_path / "step").read_text() == "kept"
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_that_was_lost_in_a_finaliser_is_raised_later():
     class Last:
