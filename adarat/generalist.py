@@ -7,7 +7,6 @@
 The result is `mixed`.  Averages cover parameters and buffers.  It has two learners and so its own loop, on fit's parts.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from common.fast_check import FastCheck
 from common.fit import SGD, BatchSource, TrainRecord, crew_of, finish, seeded_step, set_hyper, statistics
 from common.journal import Journal, progress
 from common.schedules import interpolate
-from common.types import Objective, StepContext
+from common.signals import held
+from common.types import Batch, Objective, StepContext
 
 DECAY = ema.warmed_up(0.999)
 
@@ -109,43 +109,49 @@ def fit_generalist(*, network: nn.Module, at: Objective, st: Objective, batches:
     generator = torch.Generator(engine.device)
     moving = {name: statistics(getattr(five, name)) for name in optimisers}
 
-    while journal.epoch < plan.epochs:
-        epoch, started, logs, counts = journal.epoch + 1, time.perf_counter(), [], []
-        lr, weight, reloads = plan.lr_at(epoch), plan.weight_at(epoch), plan.reloads(epoch)
-        for optimiser in optimisers.values():
-            set_hyper(optimiser, lr, 0.9)
-        label = f"epoch {epoch}/{plan.epochs}"
-        for index, batch in enumerate(progress(batches.epoch(epoch - 1), images=batches.images_per_epoch, label=label)):
-            step = journal.step + index
-            context = StepContext(generator=seeded_step(generator, seed, step, crew.rank), epoch=epoch - 1, step=step,
-                                  steps_per_epoch=len(batches), progress=epoch - 1 + index / len(batches), lr=lr,
-                                  attacking=engine.attacking, **crew.of_step(batch.share, engine.sync_bn))
-            context = check.guard(context, batch)
-            log: dict[str, Tensor] = {}
-            for name, objective in (("at", at), ("st", st)):
-                getattr(five, name).train()
-                runners[name].begin()
-                loss, logged = objective(runners[name], batch, context)
-                optimisers[name].zero_grad(set_to_none=True)
-                loss.backward()
-                crew.average_gradients(getattr(five, name).parameters())
-                optimisers[name].step()
-                crew.take_over(moving[name])
-                five.update_average(name, step)
-                # The AT learner's log goes by the plain names, as every other method's.
-                log |= {"loss": loss.detach(), **logged} if name == "at" else {
-                    "st_loss": loss.detach(), "st_clean_accuracy": logged["clean_accuracy"]}
-            five.update_mixed(weight, step)
-            if reloads:
-                five.reload()
-            logs.append(log)
-            counts.append(crew.weight(batch.share))
-        crew.check_alike(five.mixed)
-        means, train_seconds = journal.means(logs, counts), time.perf_counter() - started
-        for module in five.networks().values():
-            module.eval()
-        journal.close_epoch({**means, "mixing_weight": weight}, steps=len(logs), images=batches.images_per_epoch,
-                            train_seconds=train_seconds, lr=lr, validation=crew.from_first(validate(five)))
-        journal.say(plan.epochs)
+    def take_step(index: int, batch: Batch, epoch: int, lr: float) -> dict[str, Tensor]:
+        """One step of both learners in the 1-based epoch; what it logs."""
+        step, log = journal.step + index, {}
+        context = StepContext(generator=seeded_step(generator, seed, step, crew.rank), epoch=epoch - 1, step=step,
+                              steps_per_epoch=len(batches), progress=epoch - 1 + index / len(batches), lr=lr,
+                              attacking=engine.attacking, **crew.of_step(batch.share, engine.sync_bn))
+        context = check.guard(context, batch)
+        for name, objective in (("at", at), ("st", st)):
+            getattr(five, name).train()
+            runners[name].begin()
+            loss, logged = objective(runners[name], batch, context)
+            optimisers[name].zero_grad(set_to_none=True)
+            loss.backward()
+            crew.average_gradients(getattr(five, name).parameters())
+            optimisers[name].step()
+            crew.take_over(moving[name])
+            five.update_average(name, step)
+            # The AT learner's log goes by the plain names, as every other method's.
+            log |= {"loss": loss.detach(), **logged} if name == "at" else {
+                "st_loss": loss.detach(), "st_clean_accuracy": logged["clean_accuracy"]}
+        five.update_mixed(plan.weight_at(epoch), step)
+        if plan.reloads(epoch):
+            five.reload()
+        return log
+
+    with journal.kept_if_stopped():
+        while journal.epoch < plan.epochs:
+            epoch, first = journal.epoch + 1, len(journal.logs)
+            journal.begin_epoch()
+            lr = plan.lr_at(epoch)
+            for optimiser in optimisers.values():
+                set_hyper(optimiser, lr, 0.9)
+            for index, batch in enumerate(progress(batches.epoch(epoch - 1, first), images=batches.images_per_epoch,
+                                                   label=f"epoch {epoch}/{plan.epochs}", share=first / len(batches)),
+                                          start=first):
+                with held():
+                    journal.log(take_step(index, batch, epoch, lr), crew.weight(batch.share))
+            crew.check_alike(five.mixed)
+            means = journal.means()
+            for module in five.networks().values():
+                module.eval()
+            journal.close_epoch({**means, "mixing_weight": plan.weight_at(epoch)}, images=batches.images_per_epoch,
+                                lr=lr, validation=crew.from_first(validate(five)))
+            journal.say(plan.epochs)
     last = five.at if saves_at else five.mixed
     return finish(journal, {"last": last, "at": five.at, "st": five.st}, engine)

@@ -94,13 +94,13 @@ class PairBatches:
         similarity = self.similarity[pairs[..., 0], pairs[..., 1]]
         return similarity if self.boost is None else boosted(similarity, self.threshold, self.boost)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The class batches of `epoch` (0-based); extra is a PairBatch on the device."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The class batches of `epoch` (0-based) from step `start` on; extra is a PairBatch on the device."""
         share = share_of(self.size, self.classes.rank, self.ranks)
         pairs = self.drawn(epoch)[:, share.start:share.stop]
         targets = self.targets(pairs).to(self.images.device)
         rows, columns = (part.to(self.images.device) for part in pairs.unbind(2))
-        for step, batch in enumerate(self.classes.epoch(epoch)):
+        for step, batch in enumerate(self.classes.epoch(epoch, start), start):
             pair = Pair(self.images.index_select(0, rows[step]), self.images.index_select(0, columns[step]))
             yield batch._replace(extra=PairBatch(pair, targets[step], share if self.ranks > 1 else None))
 

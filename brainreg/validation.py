@@ -32,6 +32,13 @@ class Validation:
         """Remember how many epochs are done when this one is."""
         self.epochs_done = ctx.epoch + 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the first epoch's line of metrics needs of the untrained network; empty if it was not measured."""
+        return {"untrained": self.untrained} if self.untrained else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.untrained = dict(state.get("untrained", {}))
+
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Of each part PART_loss (mean cross-entropy), PART_clean_accuracy (a fraction) and n_PART; after the first
         epoch also those of the untrained network, as untrained_PART_..., for metrics have a line an epoch."""

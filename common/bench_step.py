@@ -55,8 +55,8 @@ class OneBatch:
     def __len__(self) -> int:
         return 1
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        yield self.batch
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        yield from [self.batch][start:]
 
 
 @dataclass(eq=False)

@@ -1,10 +1,17 @@
 """Errors that a user can mend: one line, exit status 2, nothing written."""
 
+import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
+
+from common import signals
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UserError(Exception):
@@ -19,27 +26,53 @@ class UserError(Exception):
 
 
 def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` as a command: a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130.
+    """Run `main` as a command: a UserError becomes one line on stderr and exit status 2, SIGTERM (common.signals)
+    one and status 143, Ctrl-C one and status 130.
 
     Anything else is a defect of ours and keeps its traceback.  Of several processes that work together (common.group)
     the first that fails says so, all end with its status, and none waits for another that is gone.
     """
+    with signals.caught():
+        try:
+            status = _status_of(main)
+        except signals.Stopped as stopped:
+            _stop(stopped.status, stopped.line)
+    sys.exit(status)
+
+
+def _status_of(main: Callable[[], int | None]) -> Any:
+    """The exit status of a command that ends well; else it exits."""
     try:
         leave = _meet()
         try:
             status = main()
         except SystemExit as ended:
             status = ended.code
+        with suppress(BrokenPipeError):    # who read it has enough
+            sys.stdout.flush()             # a full disk under a log is told here, not by the interpreter
         leave(status or 0)
     except UserError as error:
         _stop(2, "error: " + " ".join(str(error).split()) + (f" [{error.code}]" if error.code else ""))
-    except KeyboardInterrupt:
-        _stop(130, "interrupted: type the same command again and it goes on from the last whole step")
-    except Exception:
+    except KeyboardInterrupt:          # of several processes, or where it was raised by hand
+        _stop(130, signals.Stopped(signal.SIGINT).line)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            _stop(2, _disk_line(error))
         if (watch := _watch()) is not None:
             watch.fail(1, traceback.format_exc().rstrip())
         raise
-    sys.exit(status or 0)
+    return status or 0
+
+
+def _disk_line(error: OSError) -> str:
+    """What is said of a disk that takes no more, where no writer has said it: standard output, a temporary folder."""
+    if error.filename is None:
+        # What is left to print would fail again when the interpreter ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    where = error.filename or "standard output or a temporary file"
+    return (f"error: cannot write {where}: {error.strerror}: free some space (or set TMPDIR) and type the same command "
+            "again; what is done is kept [E-DISK]")
 
 
 def _meet() -> Callable[[Any], None]:
@@ -52,6 +85,7 @@ def _meet() -> Callable[[Any], None]:
         return lambda status: None
     # Else the library reports the end of each connection with a page of C++.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    signals.among_others()
     from common import group
 
     group.current()
@@ -68,5 +102,6 @@ def _watch() -> Any:
 def _stop(status: int, line: str) -> NoReturn:
     if (watch := _watch()) is not None:
         watch.fail(status, line)
-    print(line, file=sys.stderr)
+    with suppress(OSError):
+        print(line, file=sys.stderr)
     sys.exit(status)

@@ -4,7 +4,6 @@ One step: before_step, objective, backward, mean over ranks, clip, optimiser ste
 folded from (seed, purpose, step), so a run that was killed and started again ends with the same weights.
 """
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +21,12 @@ from common.fast_check import FastCheck
 from common.files import sha256_of
 from common.journal import Journal, progress
 from common.seeds import fold
+from common.signals import held
 from common.types import Batch, Objective, Schedule, StepContext
 
 
 class BatchSource(Protocol):
-    """Steps per epoch, and the batches of an epoch (0-based), the same whenever they are asked for.
+    """Steps per epoch, and the batches of an epoch (0-based) from a step on, the same whenever they are asked for.
 
     With several processes it has `ranks`, their number, and hands out this rank's share of each batch.
     """
@@ -34,7 +34,7 @@ class BatchSource(Protocol):
     images_per_epoch: int
 
     def __len__(self) -> int: ...
-    def epoch(self, epoch: int) -> Iterator[Batch]: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +110,18 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
     """Train `model` on `objective` for `epochs`; goes on from `weights`/resume.pt if that is there.
 
     out       metrics.jsonl is written there, a line an epoch; `weights` gets last.pt, average.pt, resume.pt
-    validate  network to judge (the average if there is one, in eval mode) -> named numbers, into the metrics
+    validate  network to judge (the average if there is one, in eval mode) -> named numbers, into the metrics; its
+              `state_dict()`, if it has one, goes into the resume file
     select    name -> (those numbers -> score): the weights of the strictly highest score are kept as NAME.pt
     online    names in `select` that keep the model in training, not the judged network
     snapshots 0-based epochs at whose end the judged network is kept, as EPOCH.pt
     observe   called with the model, the optimiser and the epochs done (before the first one: 0) after each epoch,
               before the epoch counts as done: what it writes must be written again where a resumed run comes by again;
               rank 0 alone observes, as if it were the only process, and the others wait
+    before_step  where a run goes on within an epoch it is called again for the last step done, without the step, so
+              that what it sets outside the resume file (batch norm's momentum) is as it was
     identity  hash of the configuration; a resume file of another one is refused
+    A signal to end (common.signals) waits for the running step, whose state is then written.
     Raises UserError where a loss is not finite (with epoch and step) or a file cannot be written.
     """
     crew = crew_of(batches)
@@ -131,12 +135,42 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
     optimiser = optim.build(model)
     check = FastCheck(engine, {"the average": averaged, **objective.modules(), "the model": model})
     parts = {"model": model, "optimiser": optimiser, **({"average": averaged} if averaged is not None else {}),
-             "fast_check": check}
+             "fast_check": check, **({"validation": validate} if hasattr(validate, "state_dict") else {})}
     journal = Journal(out=out, weights=weights, identity=identity, parts=parts, device=engine.device)
     resumed = journal.restore()
     network = training_runner(engine, model, objective)
     generator = torch.Generator(engine.device)
     moving = statistics(model, averaged)
+
+    def context_of(index: int, batch: Batch) -> StepContext:
+        """Step `index` of the running epoch is to come: its learning rate is set, its random numbers are seeded."""
+        at, step = journal.epoch + index / len(batches), journal.step + index
+        hyper = schedule(at)
+        set_hyper(optimiser, *hyper)
+        context = StepContext(generator=seeded_step(generator, seed, step, crew.rank), epoch=journal.epoch, step=step,
+                              steps_per_epoch=len(batches), progress=at, lr=hyper.lr, average=averaged,
+                              attacking=engine.attacking, **crew.of_step(batch.share, engine.sync_bn))
+        return check.guard(context, batch)
+
+    def take_step(batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        """One step; what it logs."""
+        model.train()
+        network.begin()
+        if before_step:
+            before_step(network, batch, context)
+        loss, log = objective(network, batch, context)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        crew.average_gradients(model.parameters())
+        if optim.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
+        optimiser.step()
+        if after_step:
+            after_step(network, batch, context)
+        crew.take_over(moving)
+        if averaged is not None:
+            ema.update(averaged, model, average.decay(context.step), average.buffers)
+        return {"loss": loss.detach(), **log}
 
     if not resumed:
         if validate_first and validate:
@@ -144,52 +178,37 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
         if observe and crew.leads:
             with group.alone():
                 observe(model, optimiser, 0)
-    while journal.epoch < epochs:
-        epoch, started, logs, counts = journal.epoch, time.perf_counter(), [], []
-        if optim.reset_each_epoch:
-            optimiser.state.clear()
-        label = f"epoch {epoch + 1}/{epochs}"
-        for index, batch in enumerate(progress(batches.epoch(epoch), images=batches.images_per_epoch, label=label)):
-            step = journal.step + index
-            at = epoch + index / len(batches)
-            hyper = schedule(at)
-            set_hyper(optimiser, *hyper)
-            context = StepContext(generator=seeded_step(generator, seed, step, crew.rank), epoch=epoch, step=step,
-                                  steps_per_epoch=len(batches), progress=at, lr=hyper.lr, average=averaged,
-                                  attacking=engine.attacking, **crew.of_step(batch.share, engine.sync_bn))
-            context = check.guard(context, batch)
-            model.train()
-            network.begin()
-            if before_step:
-                before_step(network, batch, context)
-            loss, log = objective(network, batch, context)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            crew.average_gradients(model.parameters())
-            if optim.clip_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
-            optimiser.step()
-            if after_step:
-                after_step(network, batch, context)
-            crew.take_over(moving)
-            if averaged is not None:
-                ema.update(averaged, model, average.decay(step), average.buffers)
-            logs.append({"loss": loss.detach(), **log})
-            counts.append(crew.weight(batch.share))
-        if averaged is not None and average.buffers == "copy":
-            ema.copy_buffers(averaged, model)
-        crew.check_alike(model)
-        means, train_seconds = journal.means(logs, counts), time.perf_counter() - started
-        numbers = journal.check(crew.from_first(validate(judged.eval())), epoch + 1) if validate else {}
-        consider(keeps, numbers, select, journal)
-        if epoch in snapshots:
-            journal.keep(str(epoch), judged)
-        if observe and crew.leads:
-            with group.alone():
-                observe(model, optimiser, epoch + 1)
-        journal.close_epoch(means, steps=len(logs), images=batches.images_per_epoch, train_seconds=train_seconds,
-                            lr=hyper.lr, validation=numbers)
-        journal.say(epochs)
+    with journal.kept_if_stopped():
+        while journal.epoch < epochs:
+            epoch, done = journal.epoch, len(journal.logs)
+            journal.begin_epoch()
+            if optim.reset_each_epoch and not done:
+                optimiser.state.clear()
+            first = max(done - 1, 0)
+            for index, batch in enumerate(progress(batches.epoch(epoch, first), images=batches.images_per_epoch,
+                                                   label=f"epoch {epoch + 1}/{epochs}", share=first / len(batches)),
+                                          start=first):
+                context = context_of(index, batch)
+                if index < done:
+                    if before_step:
+                        before_step(network, batch, context)
+                    continue
+                with held():
+                    journal.log(take_step(batch, context), crew.weight(batch.share))
+            if averaged is not None and average.buffers == "copy":
+                ema.copy_buffers(averaged, model)
+            crew.check_alike(model)
+            means = journal.means()
+            numbers = journal.check(crew.from_first(validate(judged.eval())), epoch + 1) if validate else {}
+            consider(keeps, numbers, select, journal)
+            if epoch in snapshots:
+                journal.keep(str(epoch), judged)
+            if observe and crew.leads:
+                with group.alone():
+                    observe(model, optimiser, epoch + 1)
+            journal.close_epoch(means, images=batches.images_per_epoch, lr=optimiser.param_groups[0]["lr"],
+                                validation=numbers)
+            journal.say(epochs)
     kept = [str(epoch) for epoch in sorted(snapshots) if epoch < epochs]
     return finish(journal, {"last": model, **({"average": averaged} if averaged is not None else {})}, engine, kept)
 

@@ -27,8 +27,8 @@ class Steps:
     def __len__(self):
         return 3
 
-    def epoch(self, epoch):
-        for _ in range(3):
+    def epoch(self, epoch, start=0):
+        for _ in range(start, 3):
             yield Batch(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64))
 
 
