@@ -190,8 +190,9 @@ def _asked(spec: str, known: Mapping[str, Any], full: bool) -> Iterator[Finding]
     elif kind == "folder" and path.is_dir():
         yield _folder(path, spec)
     else:
-        why = f"{text} is not there" if kind in ("npz", "folder") else "write npz:FILE or folder:DIR"
-        yield Finding(PROBLEM, AREA, "unknown", f"--data {spec}: {why}", told(spec))
+        known_kind = kind in ("npz", "folder")
+        yield Finding(PROBLEM, AREA, "unknown", f"--data {spec}: " + (f"{text or 'no path'} is not there" if known_kind
+                      else "write npz:FILE or folder:DIR"), typed("ls", path.parent) if known_kind else told(spec))
 
 
 def _folder(path: Path, spec: str) -> Finding:

@@ -179,6 +179,6 @@ def _summary(tally: Tally, results: Path) -> Iterator[Finding]:
     if (kept := sum(path.stat().st_size for path in tally.resumable)) > 10**9:
         yield Finding(NOTE, AREA, "resumes", f"resume.pt of {number(len(tally.resumable), 'finished run')} take "
                       f"{size(kept)} and are needed no more", typed("rm", *tally.resumable))
+    kept = f"; {number(tally.weights_here, 'file')} of weights with the recorded hash" if tally.weights_here else ""
     yield Finding(OK, AREA, "counted", f"{number(tally.runs, 'run')} and {number(tally.evaluations, 'evaluation')} in "
-                  f"{shown(results)}; {tally.flags:,} flags count what their records say" +
-                  (f"; {number(tally.weights_here, 'file')} of weights with the recorded hash" * (tally.weights_here > 0)))
+                  f"{shown(results)}/; {tally.flags:,} flags count what their records say{kept}")
