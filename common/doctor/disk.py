@@ -2,9 +2,11 @@
 
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,8 +93,8 @@ def _inodes(folder: Path) -> tuple[int | None, int | None]:
 
 def _unwritable(place: Place) -> Finding | None:
     """The problem with writing into a folder, found by doing so: a small file, flushed, renamed and removed."""
-    probe = place.there / f".doctor.{os.getpid()}.tmp"
-    renamed = probe.with_name(f".doctor-renamed.{os.getpid()}.tmp")
+    own = secrets.token_hex(4)             # so that nobody else's file is touched
+    probe, renamed = (place.there / f".doctor-{own}{what}.{os.getpid()}.tmp" for what in ("", "-renamed"))
     try:
         if not place.there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
@@ -104,7 +106,7 @@ def _unwritable(place: Place) -> Finding | None:
         renamed.unlink()
     except OSError as error:
         for left in (probe, renamed):
-            if left.exists():
+            with suppress(OSError):
                 left.unlink()
         return _refused(place, error)
     return None
