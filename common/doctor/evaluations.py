@@ -1,7 +1,5 @@
 """One evaluation of a run: its record, and its flags, which must count what the record says."""
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,20 +8,25 @@ import numpy as np
 
 from common import records
 from common.doctor.findings import PROBLEM, Finding, shown, typed
+from common.doctor.npz_heads import BROKEN, heads_of_npz
 from common.doctor.repairs import AREA, Tally, again, broken, cut
 from common.errors import UserError
 from common.files import sha256_of
 
-DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError, zlib.error)
+MOST = 10**9                   # bytes of an evaluation's arrays
 
 
 def check_evaluation(path: Path, train: Mapping[str, Any] | None, tally: Tally, tracked: set[Path],
-                made: list[Mapping[str, Any]]) -> Iterator[Finding]:
+                     made: list[Mapping[str, Any]]) -> Iterator[Finding]:
     """One eval record and its flags, which must count what it says."""
     try:
         record = records.EvalRecord(path, records.read_record(path, "eval"))
     except UserError as error:
         yield broken(path.parent, path, str(error), tracked)
+        return
+    if record.record["flags"] != f"flags-{record.plan}.npz" or path.stem != f"eval-{record.plan}":
+        yield broken(path.parent, path, f"{shown(path)} is of the plan {record.plan} and names "
+                     f"{record.record['flags']}", tracked)
         return
     made.append(record.record["environment"])
     known = [one["sha256"] for one in (train or {}).get("weights", {}).values()]
@@ -47,9 +50,11 @@ def _wrong_flags(record: records.EvalRecord) -> str:
     if sha256_of(path) != record.record["flags_sha256"]:
         return f"it is not the file that {record.path.name} names (its sha256 differs)"
     try:
+        if sum(head.bytes for head in heads_of_npz(path).values()) > MOST:
+            return "it claims more numbers than any evaluation has"
         arrays = record.arrays
-    except DAMAGED:
-        return "it cannot be read as an npz file"
+    except BROKEN:
+        return "it cannot be read as an npz file of numbers"
     if "index" not in arrays or len({*record.results}) != len(record.record["results"]):
         return "it has no index, or the record names one evaluator twice"
     for name, result in record.results.items():

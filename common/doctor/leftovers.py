@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.doctor.data import bytes_in
-from common.doctor.findings import NOTE, Finding, number, shown, size, some, typed
+from common.doctor.findings import NOTE, Finding, number, python, shown, size, some, typed
 from common.environment import ROOT
 
 AREA = "left over"
@@ -61,7 +61,7 @@ def _cut_off(weights: Path, results: Path) -> Iterator[Finding]:
         plan = path.stem.removeprefix("progress-")
         if (run / "run.json").exists():
             yield Finding(NOTE, AREA, "evaluation", f"the evaluation {plan} of {shown(run)} was cut off, or runs now; "
-                          "its command goes on with it", typed("python", "-m", "scripts.evaluate", run, "--plan", plan))
+                          "its command goes on with it", typed(python(), "-m", "scripts.evaluate", run, "--plan", plan))
 
 
 def _of_no_run(weights: Path, results: Path) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """How a run is mended: by git, by its own command, or by moving it aside; and what is counted over all runs."""
 
+import fcntl
 import shlex
 import subprocess
 from dataclasses import dataclass, field
@@ -25,6 +26,18 @@ class Tally:
     read: int = 0
 
 
+def in_use(lock: Path) -> bool:
+    """Whether a process has locked this file, beside a run's weights, for itself; nothing is written."""
+    try:
+        with open(lock, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def tracked_files(folder: Path) -> set[Path]:
     """The files below a folder that git keeps; none without git or a checkout."""
     try:
@@ -45,7 +58,10 @@ def broken(folder: Path, path: Path, what: str, tracked: set[Path]) -> Finding:
 
 def again(command: str) -> str:
     """A recorded command as one types it here; paths outside the repository were cut to .../NAME."""
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:                     # a quotation mark without its twin: no command of ours
+        return command
     return shlex.join([python(), *words[1:]] if words[:1] == ["python"] else words)
 
 

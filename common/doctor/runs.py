@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from common import records
-from common.doctor.evaluations import DAMAGED, check_evaluation
+from common.doctor.evaluations import check_evaluation
 from common.doctor.findings import NOTE, OK, PROBLEM, Finding, number, python, shown, size, some, typed
-from common.doctor.repairs import AREA, Tally, again, broken, cut, tracked_files
+from common.doctor.npz_heads import BROKEN
+from common.doctor.repairs import AREA, Tally, again, broken, cut, in_use, tracked_files
 from common.errors import UserError
 from common.files import sha256_of
 
@@ -66,8 +67,8 @@ def check_run(folder: Path, weights: Path, tally: Tally, tracked: set[Path], ful
         run = records.read_record(folder / "run.json", "run")
         train = records.read_record(folder / "train.json", "train") if (folder / "train.json").exists() else None
     except UserError as error:
-        broken = next(one for one in ("run.json", "train.json") if one in str(error))
-        yield broken(folder, folder / broken, str(error), tracked)
+        file = "train.json" if "train.json" in str(error) else "run.json"
+        yield broken(folder, folder / file, str(error), tracked)
         return
     tally.runs += 1
     if (run["paper"], run["dataset"]) != folder.absolute().parts[-3:-1]:
@@ -105,8 +106,7 @@ def _training(folder: Path, run: Mapping[str, Any], train: Mapping[str, Any] | N
     resume = weights / "resume.pt"
     if resume.exists() and (why := _unfit_resume(resume, run["config_sha256"])):
         yield Finding(NOTE if train else PROBLEM, AREA, "resume", f"{shown(resume)} {why}: the run cannot go on with "
-                      "it",
-                      typed("mv", resume, resume.with_name("resume.pt.old")))
+                      "it", typed("mv", resume, resume.with_name("resume.pt.old")))
     if train is None:
         whole = next((run["config"][key] for key in EPOCHS if isinstance(run["config"].get(key), int)), None)
         latest = max((path.stat().st_mtime for path in (folder, metrics, resume) if path.exists()), default=0)
@@ -114,7 +114,11 @@ def _training(folder: Path, run: Mapping[str, Any], train: Mapping[str, Any] | N
         how = f"{len(rows)} of {whole} epochs are done" if whole else f"{number(len(rows), 'epoch')} done"
         more = ("" if resume.exists() else ", but weights/ has no resume.pt of it, so it begins anew") if rows else ""
         lost = "; its last line of metrics is torn, the command mends it" if torn else ""
-        runs = "; it was written to just now and may still run" if young else ""
+        runs = ""
+        if in_use(weights.with_name(f".{weights.name}.lock")):
+            runs = "; it runs now"
+        elif young:
+            runs = "; it was written to just now and may still run"
         yield Finding(NOTE, AREA, "unfinished", f"{name} is not finished: {how}{more}{lost}{runs}{cut(run['command'])}",
                       again(run["command"]))
         return
@@ -134,14 +138,14 @@ def _unfit_resume(path: Path, digest: str) -> str:
             if pickled is None:
                 return "is no resume file"
             return "" if digest.encode() in archive.read(pickled) else "is of another configuration"
-    except DAMAGED:
+    except BROKEN:
         return "is damaged or half copied"
 
 
 def _weights(folder: Path, run: Mapping[str, Any], train: Mapping[str, Any], weights: Path, tally: Tally,
              full: bool) -> Iterator[Finding]:
-    files = [(weights / entry["file"], entry["sha256"]) for entry in train["weights"].values()]
-    there = [(path, digest) for path, digest in files if path.exists()]
+    files = [(weights / Path(entry["file"]).name, entry["sha256"]) for entry in train["weights"].values()]
+    there = [(path, digest) for path, digest in files if path.is_file()]
     if not there:
         tally.absent.append(folder)
         return
@@ -157,7 +161,7 @@ def _weights(folder: Path, run: Mapping[str, Any], train: Mapping[str, Any], wei
                           f"{typed('mv', path, aside)} && {again(run['command'])}")
         else:
             tally.weights_here += 1
-    if gone := [path.name for path, _ in files if not path.exists()]:
+    if gone := [path.name for path, _ in files if not path.is_file()]:
         yield Finding(NOTE, AREA, "weights-part", f"{shown(weights)} lacks {some(gone)}: what reads it trains again",
                       again(run["command"]))
     if (weights / "resume.pt").exists():

@@ -232,6 +232,7 @@ def test_folders_of_images(tmp_path):
 
 # -- fingerprints ----------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_data_are_compared_with_those_of_the_records(tmp_path):
     path = tmp_path / "cifar10.npz"
     np.savez(path, **arrays(side=8))
