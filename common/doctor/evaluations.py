@@ -29,8 +29,8 @@ def check_evaluation(path: Path, train: Mapping[str, Any] | None, tally: Tally, 
                      f"{record.record['flags']}", tracked)
         return
     made.append(record.record["environment"])
-    known = [one["sha256"] for one in (train or {}).get("weights", {}).values()]
-    if record.record["weights_sha256"] not in known:
+    known = [one["sha256"] for one in train["weights"].values()] if train else None
+    if known is not None and record.record["weights_sha256"] not in known:
         yield Finding(PROBLEM, AREA, "judged", f"{shown(path)} judged weights that train.json does not name: evaluate "
                       f"again{cut(record.record['command'])}", again(record.record["command"]))
     if why := _wrong_flags(record):

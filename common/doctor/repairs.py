@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.doctor.findings import PROBLEM, Finding, python, typed
+from common.environment import ROOT
 
 AREA = "runs"
 
@@ -49,9 +50,10 @@ def tracked_files(folder: Path) -> set[Path]:
 
 def broken(folder: Path, path: Path, what: str, tracked: set[Path]) -> Finding:
     """A record that cannot be used: git gives it back, else the folder goes aside and the run is made anew."""
+    what = what.replace(f"{ROOT}/", "")
     if path.absolute() in tracked:
         return Finding(PROBLEM, AREA, "record", what, typed("git", "restore", "--", path))
-    aside = Path("build", "broken", folder.name)
+    aside = Path("weights", "broken", folder.name)
     return Finding(PROBLEM, AREA, "record", f"{what}; move the folder away, then its command makes it anew",
                    f"mkdir -p {aside.parent} && {typed('mv', folder, str(aside))}")
 

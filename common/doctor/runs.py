@@ -14,6 +14,7 @@ from common.doctor.evaluations import check_evaluation
 from common.doctor.findings import NOTE, OK, PROBLEM, Finding, number, python, shown, size, some, typed
 from common.doctor.npz_heads import BROKEN
 from common.doctor.repairs import AREA, Tally, again, broken, cut, in_use, tracked_files
+from common.environment import portable
 from common.errors import UserError
 from common.files import sha256_of
 
@@ -100,13 +101,20 @@ def _training(folder: Path, run: Mapping[str, Any], train: Mapping[str, Any] | N
     try:
         rows = records.read_metrics(metrics)
     except UserError as error:
-        yield broken(folder, metrics, str(error), tracked)
+        if train is None and metrics.absolute() not in tracked:
+            yield Finding(PROBLEM, AREA, "metrics", f"{portable(str(error))}; the run is not finished: its command cuts "
+                          "off what is behind its last epoch, or says that it cannot", again(run["command"]))
+        else:
+            yield broken(folder, metrics, str(error), tracked)
         return
     torn = metrics.exists() and metrics.stat().st_size > 0 and not metrics.read_bytes().endswith(b"\n")
     resume = weights / "resume.pt"
     if resume.exists() and (why := _unfit_resume(resume, run["config_sha256"])):
         yield Finding(NOTE if train else PROBLEM, AREA, "resume", f"{shown(resume)} {why}: the run cannot go on with "
                       "it", typed("mv", resume, resume.with_name("resume.pt.old")))
+    if train is None and any(folder.glob("eval-*.json")):
+        yield broken(folder, folder / "train.json", f"{name} was evaluated, but its train.json is gone", tracked)
+        return
     if train is None:
         whole = next((run["config"][key] for key in EPOCHS if isinstance(run["config"].get(key), int)), None)
         latest = max((path.stat().st_mtime for path in (folder, metrics, resume) if path.exists()), default=0)

@@ -98,13 +98,27 @@ def test_the_path_that_a_command_lost_is_pointed_out(look, folder):
     assert "fill in" in found.what and "--data npz:.../mine.npz" in found.type
 
 
+def test_a_broken_line_of_a_run_that_is_not_finished_is_left_to_its_command(look, folder):
+    for path in (folder / "train.json", *folder.glob("*-adarat.*")):
+        path.unlink()
+    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo\n')
+    found = only(look(), "metrics")
+    assert found.level == PROBLEM and "line 2" in found.what and found.type.endswith("train_cifar10.py")
+    assert "unfinished" not in kinds(look())
+
+
+def test_an_evaluated_run_without_its_training(look, folder):
+    (folder / "train.json").unlink()
+    assert "train.json is gone" in only(look(), "record").what and "unfinished" not in kinds(look())
+
+
 @pytest.mark.parametrize("name", ["run.json", "train.json", "eval-adarat.json", "metrics.jsonl"])
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema": 1', "\0\n"])
 def test_records_that_cannot_be_read(look, folder, name, content):
     (folder / name).write_text(content + "\n" * (name == "metrics.jsonl"))
     found = [one for one in look() if one.level == PROBLEM]
     assert {one.kind for one in found} == {"record"} and name in found[0].what
-    assert found[0].type == f"mkdir -p build/broken && mv {folder} build/broken/{folder.name}"
+    assert found[0].type == f"mkdir -p weights/broken && mv {folder} weights/broken/{folder.name}"
 
 
 def test_what_git_keeps_is_given_back_by_git(look, folder, results):
