@@ -16,16 +16,19 @@ TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp")
 
 def check_leftovers(results: Path, weights: Path, data: Path, build: Path, root: Path = ROOT) -> list[Finding]:
     """What can be removed, and what goes on when its command is typed again."""
-    return [*_temporary([results, weights, data, build]), *_retired(weights), *_cut_off(weights, results),
-            *_of_no_run(weights, results), *_stale_rules(build, root)]
+    return [*_temporary([results, weights, build], [data, data / ".cache"]), *_retired(weights),
+            *_cut_off(weights, results), *_of_no_run(weights, results), *_stale_rules(build, root)]
 
 
-def _temporary(folders: list[Path]) -> Iterator[Finding]:
-    files = [path for folder in folders for path in sorted(folder.rglob(".*.tmp")) if path.is_file()]
+def _temporary(deep: list[Path], flat: list[Path]) -> Iterator[Finding]:
+    """flat: folders whose inner ones hold images without number, and none of ours."""
+    found = [*(path for folder in deep for path in folder.rglob(".*.tmp")),
+             *(path for folder in flat for path in folder.glob(".*.tmp"))]
+    files = sorted({path for path in found if path.is_file()})
     dead = [path for path in files if not _written_now(path)]
     if dead:
         command = typed("rm", *dead) if len(dead) <= MOST else \
-            typed("find", *[one for one in folders if one.exists()], "-name", ".*.tmp", "-delete")
+            typed("find", *[one for one in [*deep, *flat] if one.exists()], "-name", ".*.tmp", "-delete")
         yield Finding(NOTE, AREA, "temporary", f"{number(len(dead), 'file')} of writes that were killed, "
                       f"{size(sum(path.stat().st_size for path in dead))}, read by nothing: "
                       f"{some([shown(path) for path in dead], 2)}", command)

@@ -50,12 +50,17 @@ def tracked_files(folder: Path) -> set[Path]:
 
 def broken(folder: Path, path: Path, what: str, tracked: set[Path]) -> Finding:
     """A record that cannot be used: git gives it back, else the folder goes aside and the run is made anew."""
-    what = what.replace(f"{ROOT}/", "")
+    what = plain(what)
     if path.absolute() in tracked:
         return Finding(PROBLEM, AREA, "record", what, typed("git", "restore", "--", path))
     aside = Path("weights", "broken", folder.name)
     return Finding(PROBLEM, AREA, "record", f"{what}; move the folder away, then its command makes it anew",
                    f"mkdir -p {aside.parent} && {typed('mv', folder, str(aside))}")
+
+
+def plain(said: object) -> str:
+    """What an error says, with the repository's paths as one types them."""
+    return str(said).replace(f"{ROOT}/", "")
 
 
 def again(command: str) -> str:

@@ -13,8 +13,7 @@ from common import records
 from common.doctor.evaluations import check_evaluation
 from common.doctor.findings import NOTE, OK, PROBLEM, Finding, number, python, shown, size, some, typed
 from common.doctor.npz_heads import BROKEN
-from common.doctor.repairs import AREA, Tally, again, broken, cut, in_use, tracked_files
-from common.environment import portable
+from common.doctor.repairs import AREA, Tally, again, broken, cut, in_use, plain, tracked_files
 from common.errors import UserError
 from common.files import sha256_of
 
@@ -102,8 +101,8 @@ def _training(folder: Path, run: Mapping[str, Any], train: Mapping[str, Any] | N
         rows = records.read_metrics(metrics)
     except UserError as error:
         if train is None and metrics.absolute() not in tracked:
-            yield Finding(PROBLEM, AREA, "metrics", f"{portable(str(error))}; the run is not finished: its command cuts "
-                          "off what is behind its last epoch, or says that it cannot", again(run["command"]))
+            yield Finding(PROBLEM, AREA, "metrics", f"{plain(error)}; the run is not finished: its command cuts off "
+                          "what is behind its last epoch, or says that it cannot", again(run["command"]))
         else:
             yield broken(folder, metrics, str(error), tracked)
         return
