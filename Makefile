@@ -33,7 +33,8 @@ quoted = '$(subst ','\'',$(value $(1)))'
 BOARD_CIFAR10  := adarat/cifar10 dyart/cifar10 rpat/cifar10 rpat/cifar10-sotas brainreg/cifar10-rgb experiments/cifar10
 BOARD_CIFAR100 := adarat/cifar100 rpat/cifar100 rpat/cifar100-sotas brainreg/cifar100-rgb experiments/cifar100
 
-.PHONY: help setup quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report leaderboard clean-build \
+.PHONY: help setup quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report leaderboard doctor \
+        clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
         reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
@@ -187,6 +188,12 @@ leaderboard: $(READY) ## One table, figure and page of all papers; BUDGET=board 
 define board
 $(or $(BOARD_$(subst cifar,CIFAR,$(1))),$(error DATASETS=$(1): the leaderboard has a common shape for cifar10, cifar100))
 endef
+
+doctor: ## Check Python, packages, GPU, disk, data (DATA=...) and run folders, and say what to type; sets nothing up
+	@command -v $(PLANNER) > /dev/null || { \
+	  echo 'error: no Python 3.11, 3.12 or 3.13 found: install one, then type: make setup' >&2; exit 2; }
+	@$(PLANNER) -m scripts.doctor $(if $(DATA),--data $(call quoted,DATA)) \
+	  $(if $(DATA_DIR),--data-dir $(call quoted,DATA_DIR))
 
 clean-build: ## Remove build/ (rules and specs); records and weights stay
 	rm -rf build

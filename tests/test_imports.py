@@ -13,7 +13,8 @@ WITHOUT_TORCH = ("common.records", "common.report", "common.runs", "common.stats
                  "common.environment", "common.render", "common.reported", "common.plots", "common.errors",
                  "common.locks", "common.signals",
                  "common.seeds", "common.against", "common.board", "common.compare", "common.compare_words",
-                 "common.leaderboard", "common.leaderboard_page", "common.leaderboard_plot", "scripts.compare",
+                 "common.leaderboard", "common.leaderboard_page", "common.leaderboard_plot", "common.doctor.leftovers",
+                 "common.doctor.runs", "scripts.compare", "scripts.doctor",
                  "scripts.leaderboard", "scripts.make_rules", "scripts.report")
 OURS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 PAPERS = OURS - {"common", "scripts", "experiments"}       # experiments mixes papers
