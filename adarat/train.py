@@ -70,7 +70,8 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
         experiment.adopt()
         print(f"{name} is already trained")
     elif getattr(args, "resume", False):
-        raise UserError(f"--resume True tests saved weights, but {name} is not trained to its end: leave the flag out")
+        raise UserError(f"--resume True tests saved weights, but {name} is not trained to its end: leave the flag out",
+                        code="E-NOT-TRAINED")
     else:
         torch.manual_seed(fold(settings.seed, "init"))
         network = build_network(model)
@@ -169,7 +170,8 @@ def describe_network(settings: Settings, data: DataSet) -> dict[str, Any]:
 def check_classes(args: argparse.Namespace, data: DataSet) -> None:
     """UserError where --class_num contradicts the data."""
     if getattr(args, "class_num", None) not in (None, data.classes):
-        raise UserError(f"--class_num {args.class_num} does not fit {data.name}, which has {data.classes} classes")
+        raise UserError(f"--class_num {args.class_num} does not fit {data.name}, which has {data.classes} classes",
+                        code="E-FLAG-DATA")
 
 
 def check_plan(plan: Plan, network: nn.Module, data: DataSet) -> None:
@@ -218,7 +220,7 @@ def find_teachers(settings: Settings, args: argparse.Namespace, budget: str, wei
                 f"the {role} teacher of {settings.method} is missing: there is neither a file {given} nor "
                 f"{portable(str(candidates[1]))}. Make it with: python adarat/train/{method}/"
                 f"train_{settings.dataset}.py (same --data, --epoch, --width, --budget, --seed), or name a checkpoint "
-                f"with --{flag} FILE")
+                f"with --{flag} FILE", code="E-TEACHER")
         files[role] = found
         needs[f"{role} teacher {found.name}" if found == candidates[0] else found.parent.name] = sha256_of(found)
     return files, needs

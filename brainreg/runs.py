@@ -56,7 +56,7 @@ def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, met
     wanted, numbers = chosen(words, where.target, known), seeds or shape.seeds
     if SOURCE_SEED in numbers:
         raise UserError(f"SEEDS={SOURCE_SEED}: that seed's network gives the images of transferred FGSM to the others, "
-                        "and stands in no table: choose others")
+                        "and stands in no table: choose others", code="E-SEEDS")
     source = one_run(known[UNREGULARISED], SOURCE_SEED, where, None, 0)
     return [source] + [one_run(variant, seed, where, source.name, shape.n_autoattack if seed == shape.seeds[0] else 0)
                        for seed in numbers for variant in wanted]

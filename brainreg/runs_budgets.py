@@ -99,6 +99,6 @@ def shape_of(dataset: str, budget: str) -> Budget:
     """The numbers of a budget on a target, epochs and network filled in; UserError where there is none."""
     if dataset not in TARGETS or budget not in BUDGETS:
         raise UserError(f"the brain-inspired regulariser has no data set {dataset!r} at budget {budget}: there are "
-                        f"{', '.join(TARGETS)} at {', '.join(BUDGETS)}")
+                        f"{', '.join(TARGETS)} at {', '.join(BUDGETS)}", code="E-TARGET")
     shape, target = replace(BUDGETS[budget], **CHANGES.get((budget, dataset), {})), TARGETS[dataset]
     return replace(shape, epochs=shape.epochs or target.epochs, archi=shape.archi or target.archi)

@@ -83,7 +83,7 @@ class Experiment:
         shown = "; ".join(f"{key} {pairs[key][0]!r} there, {pairs[key][1]!r} here" for key in names[:4])
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         raise UserError(f"{portable(str(self.folder))} holds a run of another configuration ({shown}{more}): "
-                        "give this one another name with --run, or move that folder away")
+                        "give this one another name with --run, or move that folder away", code="E-RUN-OTHER-CONFIG")
 
     def _other(self) -> dict[str, Any] | None:
         """The run.json of another configuration that stands in the folder, or None."""
@@ -224,18 +224,21 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     crew = group.current()
     run = records.read_record(folder / "run.json", "run")
     if not (folder / "train.json").exists():
-        raise UserError(f"{portable(str(folder))} is not trained to its end: type its command again: {run['command']}")
+        raise UserError(f"{portable(str(folder))} is not trained to its end: type its command again: {run['command']}",
+                        code="E-NOT-TRAINED")
     train = records.read_record(folder / "train.json", "train")
     entry = train["weights"].get(checkpoint)
     if entry is None:
-        raise UserError(f"{run['run']} has no checkpoint {checkpoint!r}: there are {', '.join(train['weights'])}")
+        raise UserError(f"{run['run']} has no checkpoint {checkpoint!r}: there are {', '.join(train['weights'])}",
+                        code="E-RUN-CHECKPOINT")
     path = weights / entry["file"]
     if not path.exists():
         raise UserError(f"the weights {portable(str(path))} are not here (weights are not kept in git): train the run "
-                        f"again: {run['command']}")
+                        f"again: {run['command']}", code="E-WEIGHTS-MISSING")
     digest = sha256_of(path)
     if digest != entry["sha256"]:
-        raise UserError(f"{portable(str(path))} is not the file that train.json names: train the run again")
+        raise UserError(f"{portable(str(path))} is not the file that train.json names: train the run again",
+                        code="E-WEIGHTS-CHANGED")
     measured = {"plan_sha256": plan_sha256(plan), "weights_sha256": digest, "seed": seed, "checkpoint": checkpoint}
     known = crew.from_first(already_judged(folder, plan, measured, data))
     if known is not None and (receipt is None or crew.from_first(receipt.exists())):

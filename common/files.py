@@ -38,8 +38,8 @@ def write_failure(path: Path, error: OSError) -> UserError:
     """The UserError that a failed write of `path` becomes."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left while writing {path}: free some space and type the same command again; "
-                         "the last whole file is kept")
-    return UserError(f"cannot write {path}: {error.strerror or error}")
+                         "the last whole file is kept", code="E-DISK-FULL")
+    return UserError(f"cannot write {path}: {error.strerror or error}", code="E-WRITE")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,9 +58,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
+        raise UserError(f"{path} does not exist", code="E-RECORD") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from error
+        raise UserError(f"{path} is not readable JSON: {error}", code="E-RECORD") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -21,8 +21,9 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+    def error(self, message: str, code: str | None = None) -> NoReturn:
+        code = code or ("E-FLAG-MISSING" if message.startswith("the following arguments are") else "E-FLAG-VALUE")
+        raise UserError(f"{message} (see {self.prog} --help)", code=code)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -30,7 +31,7 @@ class Parser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
             hint = f": did you mean {close[0]}?" if close else ""
-            self.error(f"unknown flag {unknown[0]}{hint}")
+            self.error(f"unknown flag {unknown[0]}{hint}", code="E-FLAG")
         return parsed
 
 
@@ -118,7 +119,8 @@ def choose_quirks(text: str, kinds: Mapping[str, str]) -> tuple[str, ...]:
         elif word in kinds:
             chosen.add(word)
         else:
-            raise UserError(f"--quirks {word}: unknown; there are {', '.join(sorted(kinds))}, all, none, default")
+            raise UserError(f"--quirks {word}: unknown; there are {', '.join(sorted(kinds))}, all, none, default",
+                            code="E-QUIRK")
     return tuple(sorted(chosen))
 
 

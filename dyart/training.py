@@ -170,7 +170,7 @@ def find_extra(args: argparse.Namespace, images: Images) -> ExtraImages | None:
     if asked == "rest":
         if images.left_out is None:
             raise UserError("--aux-data-filename rest means the training images that --n_train leaves out: give "
-                            "--n_train, or name an npz file")
+                            "--n_train, or name an npz file", code="E-FLAG-PAIR")
         return ExtraImages.of_split(images.left_out, "training images that --n_train leaves out")
     # A record names files from the repository root.
     files = [word if not word or Path(word).exists() else ROOT / word for word in asked.split(",")]

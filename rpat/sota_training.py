@@ -63,15 +63,15 @@ def check_resume(args: argparse.Namespace, experiment: Experiment, finished: int
     here = {experiment.folder.resolve(), experiment.weights.resolve()}
     if args.load_folder and Path(args.load_folder).resolve() not in here:
         raise UserError(f"--resume goes on with {experiment.run} itself, from {portable(str(experiment.weights))}: "
-                        "leave --load-folder out (optimiser states of other folders are not read)")
+                        "leave --load-folder out (optimiser states of other folders are not read)", code="E-FLAG-PAIR")
     path = experiment.weights / "resume.pt"
     if finished is None and not path.exists():
         raise UserError(f"--resume {args.resume}: {experiment.run} has no whole epoch in "
-                        f"{portable(str(experiment.weights))}; leave --resume out to begin it")
+                        f"{portable(str(experiment.weights))}; leave --resume out to begin it", code="E-RESUME")
     there = finished if finished is not None else load_tree(path)["epoch"]
     if there != args.resume:
         raise UserError(f"--resume {args.resume}: {experiment.run} has {there} whole epochs; give --resume {there}, or "
-                        "leave it out: a run goes on from its last whole epoch by itself")
+                        "leave it out: a run goes on from its last whole epoch by itself", code="E-RESUME")
 
 
 def run_training(settings: SotaSettings, experiment: Experiment, network: nn.Module, inputs: Inputs, batches: Batches,

@@ -39,12 +39,13 @@ def verify(args) -> list[str]:
     if named["file"] is not None:
         file = args.weights or found_at(named["file"])
         if file is None or not file.is_file():
-            raise UserError(f"the weights {args.weights or named['file']} are not here: name the file with --weights")
+            raise UserError(f"the weights {args.weights or named['file']} are not here: name the file with --weights",
+                            code="E-WEIGHTS-MISSING")
         if sha256_of(file) != named["sha256"]:
             raise receipts.Changed(f"{file} is not the file of weights that the receipt names (its sha256 differs)")
         load_weights(network, file, part=named["part"])
     elif args.weights is not None:
-        raise UserError("--weights: the network of this receipt brings its weights along")
+        raise UserError("--weights: the network of this receipt brings its weights along", code="E-FLAG-PAIR")
     if args.data is not None:
         receipts.check_images(arrays, load_data(args.data, args.data_dir).test)
     return receipts.rejudge(meta, arrays, network)

@@ -120,7 +120,8 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
     model.to(device)
     changing.check(plan, split, corrupted, sources or {})
     if keeper is not None and (plan.test_crop or plan.half_inputs):
-        raise UserError(f"plan {plan.name} changes the test images before it attacks them: no receipt can be given")
+        raise UserError(f"plan {plan.name} changes the test images before it attacks them: no receipt can be given",
+                        code="E-FLAG-PAIR")
     with ExitStack() as stack:
         network = stack.enter_context(judged(model, device))
         classes = preflight(network, split, plan, device, allow=allow, stored=stored, progress=progress)
@@ -264,8 +265,8 @@ def chunk_sizes(count: int, chunk: int) -> list[int]:
 def image_count(evaluator: Evaluator, split: Split) -> int:
     """How many images an evaluator uses; more than there are is a UserError."""
     if len(split) == 0:
-        raise UserError("there are no test images")
+        raise UserError("there are no test images", code="E-NO-IMAGE")
     if evaluator.n is not None and evaluator.n > len(split):
         raise UserError(f"evaluator {evaluator.name!r} wants {evaluator.n} images, the test set has {len(split)}: "
-                        "lower its n, or leave it out to use them all")
+                        "lower its n, or leave it out to use them all", code="E-PLAN-DATA")
     return len(split) if evaluator.n is None else evaluator.n
