@@ -30,7 +30,7 @@ from common.evaluation.kinds import CHANGED_KINDS, TRANSFERRED
 from common.evaluation.ledger import Chunk, Ledger, ledger_path, ledger_paths
 from common.evaluation.measuring import Measuring, values_of
 from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
-from common.evaluation.preflight import Stored, check_source, preflight
+from common.evaluation.preflight import Stored, check_source, fits, preflight
 from common.evaluation.receipts import Keeper, keeps_images
 from common.evaluation.runners import Runner, runner_for
 from common.evaluation.transferred import Source
@@ -260,6 +260,15 @@ def chunk_images(split: Split, where: slice, crop: bool, seed: int, device: torc
 def chunk_sizes(count: int, chunk: int) -> list[int]:
     """How many images each chunk has."""
     return [min(chunk, count - begin) for begin in range(0, count, chunk)]
+
+
+def check_plan(plan: Plan, model: nn.Module, split: Split) -> None:
+    """Raise, before anything is trained, the UserErrors that evaluating the trained model by `plan` would end in."""
+    cpu = torch.device("cpu")
+    for evaluator in plan.evaluators:
+        image_count(evaluator, split)
+    with judged(model, cpu) as network:
+        fits(network, split, plan, cpu)
 
 
 def image_count(evaluator: Evaluator, split: Split) -> int:

@@ -1,0 +1,221 @@
+"""docs/errors.md, what is typed: each row's line, exit status 2, and nothing written."""
+
+import pytest
+import torch
+
+from common.environment import ROOT
+from common.models import build
+from common.tests.errors_table import (
+    SMALL,
+    Cases,
+    adarat,
+    arrays,
+    check,
+    command,
+    evaluate,
+    function,
+    npz,
+    places,
+    rows,
+)
+
+CASES = Cases()
+of = CASES.of
+MINE = rows("Flags", "make")
+
+
+@pytest.mark.parametrize("row", MINE, ids=str)
+def test_the_row_is_what_happens(row, tmp_path, monkeypatch, capfd):
+    check(row, CASES, tmp_path, monkeypatch, capfd)
+
+
+def test_every_case_has_its_row():
+    assert {code: len(some) for code, some in CASES.items()} == {row.code: row.number for row in MINE}
+
+
+def weights(at):
+    """A file of weights of the small network of width 4 for three classes."""
+    torch.save(build("small", classes=3, width=4).state_dict(), at / "w.pt")
+    return at / "w.pt", "--model", "small", "--width", "4", "--data", npz(at)
+
+
+def rules(at, monkeypatch, *words):
+    """What make calls."""
+    from scripts.make_rules import main
+    monkeypatch.chdir(ROOT)
+    return command(monkeypatch, main, *words, bare=True)
+
+
+@of("E-FLAG")
+def unknown_flag(at, monkeypatch):
+    return adarat(at, monkeypatch, "--epsilonn", "8/255")
+
+
+@of("E-FLAG-VALUE")
+def eight(at, monkeypatch):
+    return adarat(at, monkeypatch, "--epsilon", "8")
+
+
+@of("E-FLAG-VALUE")
+def perhaps(at, monkeypatch):
+    return adarat(at, monkeypatch, "--FixRAT", "perhaps")
+
+
+@of("E-FLAG-MISSING")
+def no_plan(at, monkeypatch):
+    from scripts.evaluate import main
+    return command(monkeypatch, main, "w.pt", bare=True)
+
+
+@of("E-FLAG-MISSING")
+def no_data(at, monkeypatch):
+    return evaluate(at, monkeypatch, weights(at)[0], "--model", "small")
+
+
+@of("E-FLAG-PAIR")
+def ratio_of_nothing(at, monkeypatch):
+    return adarat(at, monkeypatch, "--FixRAT", "True", "--epsilon", "0")
+
+
+@of("E-FLAG-PAIR")
+def eps_of_a_papers_plan(at, monkeypatch):
+    return evaluate(at, monkeypatch, *weights(at), "--plan", "paper-adarat", "--eps", "4/255")
+
+
+@of("E-FLAG-DATA")
+def other_classes(at, monkeypatch):
+    return adarat(at, monkeypatch, "--data", npz(at), "--class_num", "10")
+
+
+@of("E-RADIUS")
+def zero(at, monkeypatch):
+    return evaluate(at, monkeypatch, *weights(at), "--eps", "0")
+
+
+@of("E-RADIUS")
+def eight_in_linf(at, monkeypatch):
+    from rpat.flags import main
+    return command(monkeypatch, main, "--dataset", "cifar10", "--epsilon", "8", *places(at))
+
+
+@of("E-NORM")
+def l1_of_trades(at, monkeypatch):
+    from rpat.flags import main
+    return command(monkeypatch, main, "--dataset", "cifar10", "--mode", "adv_trades", "--distance", "L1", *places(at))
+
+
+@of("E-QUIRK")
+def unknown_quirk(at, monkeypatch):
+    return adarat(at, monkeypatch, "--quirks", "momentum")
+
+
+@of("E-DEVICE")
+def unknown_device(at, monkeypatch):
+    return adarat(at, monkeypatch, "--device", "gpu")
+
+
+@of("E-SPEEDUPS")
+def unknown_speedup(at, monkeypatch):
+    return adarat(at, monkeypatch, "--speedups", "turbo")
+
+
+@of("E-PLAN")
+def unknown_plan(at, monkeypatch):
+    return adarat(at, monkeypatch, "--data", npz(at), "--final_test", "True", "--plan", "best")
+
+
+@of("E-PLAN")
+def unknown_plan_of_rpat(at, monkeypatch):
+    from rpat.flags import main
+    return command(monkeypatch, main, "--data", npz(at), "--epochs", "1", *SMALL, *places(at), "--final_test", "True",
+                   "--plan", "best")
+
+
+@of("E-PLAN-DATA")
+def more_images_than_there_are(at, monkeypatch):
+    return evaluate(at, monkeypatch, *weights(at), "--plan", "quick-100")
+
+
+@of("E-SEARCH")
+def search_without_autoattack(at, monkeypatch):
+    return evaluate(at, monkeypatch, *weights(at), "--search", "fast")
+
+
+@of("E-EVALUATOR")
+def no_steps(at, monkeypatch):
+    from common.evaluation.plans import Evaluator
+    return function(lambda: Evaluator("PGD-0", "pgd", steps=0))
+
+
+@of("E-ALLOW")
+def allow_what(at, monkeypatch):
+    return evaluate(at, monkeypatch, *weights(at), "--allow", "E-EVERYTHING")
+
+
+@of("E-OUT")
+def receipt_of_another_kind(at, monkeypatch):
+    return evaluate(at, monkeypatch, *weights(at), "--receipt", at / "r.zip")
+
+
+@of("E-MODEL")
+def unknown_network(at, monkeypatch):
+    return adarat(at, monkeypatch, "--data", npz(at), "--model", "resnet19")
+
+
+@of("E-NORMALISE")
+def no_normalisation(at, monkeypatch):
+    return evaluate(at, monkeypatch, *weights(at), "--normalise", "cifar11")
+
+
+@of("E-BUILDER")
+def no_module(at, monkeypatch):
+    return evaluate(at, monkeypatch, weights(at)[0], "--model", "their_models:network", "--data", npz(at))
+
+
+@of("E-BUILDER")
+def no_function(at, monkeypatch):
+    return evaluate(at, monkeypatch, "math:pi", "--data", npz(at))
+
+
+@of("E-AUGMENT")
+def images_too_small_to_mirror(at, monkeypatch):
+    from rpat.sota_flags import main
+    small = arrays(size=4)
+    return command(monkeypatch, lambda: main("RPAT++"), "--data", npz(at, **small), *SMALL, *places(at))
+
+
+@of("E-BATCH-SIZE")
+def no_whole_batch(at, monkeypatch):
+    return adarat(at, monkeypatch, "--data", npz(at), "--batch_size", "128", "--drop_last", "True")
+
+
+# -- make ------------------------------------------------------------------------------------------------------------
+
+@of("E-PAPER")
+def unknown_paper(at, monkeypatch):
+    return rules(at, monkeypatch, "trades", "cifar10")
+
+
+@of("E-TARGET")
+def unknown_data_set(at, monkeypatch):
+    return rules(at, monkeypatch, "adarat", "imagenet", "--budget", "short")
+
+
+@of("E-TARGET")
+def unknown_budget(at, monkeypatch):
+    return rules(at, monkeypatch, "adarat", "cifar10", "--budget", "long")
+
+
+@of("E-METHOD")
+def unknown_method(at, monkeypatch):
+    return rules(at, monkeypatch, "adarat", "cifar10", "--budget", "short", "--methods", "PGD")
+
+
+@of("E-SEEDS")
+def no_seeds(at, monkeypatch):
+    return rules(at, monkeypatch, "adarat", "cifar10", "--budget", "short", "--seeds", "1,1")
+
+
+@of("E-EXTRA")
+def no_additional_data(at, monkeypatch):
+    return rules(at, monkeypatch, "adarat", "cifar10", "--budget", "short", "--extra", "more.npz")
