@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.checkpoint import save_state
 from common.environment import ROOT
 from common.errors import exit_cleanly
+from common.models import build
 
 PAGE = ROOT / "docs" / "errors.md"
 ROW = re.compile(r"\| (E-[A-Z-]+) \| (.+?) \| `(.+?)` \| (.+?) \|")
@@ -65,7 +67,7 @@ class Cases(dict[str, list[Case]]):
 def check(row: Row, cases: Cases, at: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
     """Run the case of a row: status 2, the one line that the row shows, and no file made, changed or removed.
 
-    A case may leave its row with more to check: what it wrote before it failed, as `case.writes`.
+    What a case may write before it fails is in `case.writes`.
     """
     case = cases[row.code][row.number - 1]
     run = case(at, monkeypatch)
@@ -130,6 +132,12 @@ def npz(at: Path, without: str = "", **changed: np.ndarray) -> str:
     """npz:FILE of good data but for what is changed or left out."""
     np.savez(at / "a.npz", **{key: array for key, array in (arrays() | changed).items() if key != without})
     return f"npz:{at}/a.npz"
+
+
+def weights(at: Path) -> tuple[object, ...]:
+    """A file of weights of the small network of width 4 for three classes, and the flags that say so."""
+    save_state(at / "w.pt", build("small", classes=3, width=4).state_dict())
+    return at / "w.pt", "--model", "small", "--width", "4", "--data", npz(at)
 
 
 def image_folder(at: Path, parts: tuple[str, ...] = ("train", "test")) -> Path:

@@ -1,10 +1,8 @@
 """docs/errors.md, what is typed: each row's line, exit status 2, and nothing written."""
 
 import pytest
-import torch
 
 from common.environment import ROOT
-from common.models import build
 from common.tests.errors_table import (
     SMALL,
     Cases,
@@ -17,6 +15,7 @@ from common.tests.errors_table import (
     npz,
     places,
     rows,
+    weights,
 )
 
 CASES = Cases()
@@ -31,12 +30,6 @@ def test_the_row_is_what_happens(row, tmp_path, monkeypatch, capfd):
 
 def test_every_case_has_its_row():
     assert {code: len(some) for code, some in CASES.items()} == {row.code: row.number for row in MINE}
-
-
-def weights(at):
-    """A file of weights of the small network of width 4 for three classes."""
-    torch.save(build("small", classes=3, width=4).state_dict(), at / "w.pt")
-    return at / "w.pt", "--model", "small", "--width", "4", "--data", npz(at)
 
 
 def rules(at, monkeypatch, *words):
