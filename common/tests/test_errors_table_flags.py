@@ -32,6 +32,24 @@ def test_every_case_has_its_row():
     assert {code: len(some) for code, some in CASES.items()} == {row.code: row.number for row in MINE}
 
 
+@pytest.mark.parametrize("script", ["adarat", "dyart", "rpat", "sotas"])
+def test_a_plan_for_more_images_than_there_are_is_refused_before_training(script, tmp_path, monkeypatch, capfd):
+    from adarat.flags import main as adarats
+    from dyart.flags import main as dyarts
+    from rpat.flags import main as rpats
+    from rpat.sota_flags import main as sotas
+    main, plan = {"adarat": (lambda: adarats("PGD-AT", "cifar10"), "paper-adarat-500"),
+                  "dyart": (dyarts, "paper-dyart-500"), "rpat": (rpats, "paper-rpat-500"),
+                  "sotas": (lambda: sotas("RPAT++"), "paper-sotas-500")}[script]
+    spec = npz(tmp_path, **arrays(classes=5))
+    run = command(monkeypatch, main, "--data", spec, *SMALL, *places(tmp_path), "--final_test", "True", "--plan", plan)
+    with pytest.raises(SystemExit) as left:
+        run()
+    said = capfd.readouterr().err
+    assert left.value.code == 2 and said.endswith(" [E-PLAN-DATA]\n") and "the test set has 12" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
 def rules(at, monkeypatch, *words):
     """What make calls."""
     from scripts.make_rules import main
