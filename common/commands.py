@@ -150,7 +150,7 @@ def judge_file(file: Path | None, *, model: Mapping[str, Any], told: str, plan: 
 
     if out is not None and out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file", code="E-OUT")
-    network = built(model)
+    network = built(model, trusted=True)
     loaded = portable(str(load_weights(network, file, part=part))) if file else "weights of its own"
     shown = model.get("builder") or f"{model['name']}, {model['classes']} classes"
     print(f"{loaded}\n{shown}, as said by {told}")

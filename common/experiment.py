@@ -197,14 +197,18 @@ def load_data(spec: str, data_dir: str | None, *, n_train: int | None = None, he
 
 def build_network(description: Mapping[str, Any]) -> nn.Module:
     """The network that config["model"] describes: {"name", "classes", ...} for `common.models.build`, or
-    {"builder": "package.module:function", ...} for a network that only one paper has.
+    {"builder": "PAPER.network:build", ...} for a network that only one paper has.  Any other builder is a UserError:
+    the description may stand in a record of anybody's, and what it names would be run.
     """
     options = dict(description)
     builder = options.pop("builder", None)
     if builder is None:
         return models.build(options.pop("name"), **options)
-    module, _, function = builder.partition(":")
-    return getattr(importlib.import_module(module), function)(**options)
+    package, _, function = str(builder).partition(".")
+    if function != "network:build" or not (ROOT / package / "network.py").is_file():
+        raise UserError(f"a record says that {builder} builds the network; it is none of this repository's and was not "
+                        f"run: where you trust it, name it yourself with --model {builder}", code="E-BUILDER")
+    return importlib.import_module(f"{package}.network").build(**options)
 
 
 def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping[str, Any], engine: Engine,

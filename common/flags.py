@@ -12,6 +12,7 @@ from common.evaluation.searches import SEARCHES
 
 TRUE = ("yes", "true", "t", "y", "1")
 FALSE = ("no", "false", "f", "n", "0")
+LONGEST_NAME = 150                 # file systems take 255; while a file is written its name is longer
 
 
 class Parser(argparse.ArgumentParser):
@@ -100,6 +101,8 @@ def name(text: str) -> str:
     """What may name a run: letters, digits, '.', '_' and '-'."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} cannot name a run: use letters, digits, '.', '_' and '-'")
+    if len(text) > LONGEST_NAME:
+        raise argparse.ArgumentTypeError(f"{text!r} has {len(text)} letters: name a run with at most {LONGEST_NAME}")
     return text
 
 

@@ -49,7 +49,7 @@ def open_subject(args: argparse.Namespace) -> Opened:
     data = load_data(args.data, args.data_dir)
     model = {"builder": found.function} if found.function else subject.model_of_flags(
         args, data.image_shape[0], data.classes)
-    network = subject.built(model)
+    network = subject.built(model, trusted=True)
     said = str(load_weights(network, found.file, part=args.part)) if found.file else found.function
     name = found.file.stem if found.file else found.function.replace(":", "-")
     return Opened(name, engine.place(network.eval()), data.test, engine, f"{portable(said)}; {data.source}")

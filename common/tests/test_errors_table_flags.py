@@ -2,7 +2,9 @@
 
 import pytest
 
+from common.data import load
 from common.environment import ROOT
+from common.files import sha256_of
 from common.tests.errors_table import (
     SMALL,
     Cases,
@@ -17,6 +19,7 @@ from common.tests.errors_table import (
     rows,
     weights,
 )
+from common.tests.fabricate import fabricate
 
 CASES = Cases()
 of = CASES.of
@@ -186,6 +189,18 @@ def no_module(at, monkeypatch):
 @of("E-BUILDER")
 def no_function(at, monkeypatch):
     return evaluate(at, monkeypatch, "math:pi", "--data", npz(at))
+
+
+@of("E-BUILDER")
+def a_record_that_names_a_function(at, monkeypatch):
+    file, spec = weights(at)[0], npz(at)
+    model = {"builder": "os:system", "command": f"touch {at}/run"}
+    kept = at / "weights" / "adarat" / "cifar10"
+    folder = fabricate(at / "results", weights=sha256_of(file), config={"model": model},
+                       data=load(spec).describe())
+    (kept / folder.name).mkdir(parents=True)
+    file.rename(kept / folder.name / "last.pt")
+    return evaluate(at, monkeypatch, folder, "--data", spec)
 
 
 @of("E-AUGMENT")
