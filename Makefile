@@ -30,8 +30,8 @@ PLANNER = $(or $(shell for python in $(PYTHON) $(PYTHONS); do \
 quoted = '$(subst ','\'',$(value $(1)))'
 
 # What `make leaderboard BUDGET=board` trains, PAPER/TARGET, for each of DATASETS; AdaRAT before what reads its limits.
-BOARD_CIFAR10  := adarat/cifar10 dyart/cifar10 rpat/cifar10 rpat/cifar10-sotas experiments/cifar10
-BOARD_CIFAR100 := adarat/cifar100 rpat/cifar100 rpat/cifar100-sotas experiments/cifar100
+BOARD_CIFAR10  := adarat/cifar10 dyart/cifar10 rpat/cifar10 rpat/cifar10-sotas brainreg/cifar10-rgb experiments/cifar10
+BOARD_CIFAR100 := adarat/cifar100 rpat/cifar100 rpat/cifar100-sotas brainreg/cifar100-rgb experiments/cifar100
 
 .PHONY: help setup quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report leaderboard clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \

@@ -104,6 +104,8 @@ def parser() -> Parser:
     ours.add_argument("--reg_images", default=None, help="where the regularisation images are: a data set as --data "
                       "takes it, or the folder of ImageNet's images (default: --data with {} for the name, else "
                       "NAME in --data_dir)")
+    ours.add_argument("--stem", type=int, choices=(3, 5, 7), default=None, help="side of the network's first kernel "
+                      "(default: 7, as released); 3: the classifier is the other papers' ResNet")
     parse.set_defaults(seed=0)
     return parse
 

@@ -22,6 +22,7 @@ from common.sync_norm import channel_means
 
 STAGES = {"resnet18": ((2, 2, 2, 2), False), "resnet34": ((3, 4, 6, 3), False),      # blocks per section, bottlenecks
           "resnet50": ((3, 4, 6, 3), True), "resnet101": ((3, 4, 23, 3), True)}
+STEM = 7                                     # side of the first kernel
 EXPANSION = 4                                # a bottleneck's outputs, in its planes
 KEPT = 0.9                                   # of mu_l, by each batch of pairs
 FLOOR = 1e-8
@@ -61,6 +62,7 @@ class PairResNet(nn.Module):
 
     blocks: per section; the sections are width*(1, 2, 4, 8) planes wide and halve the image from the second on.
     scale, shift: images are fed as scale*(x - shift), 5 and 0.5 for CIFAR; they are not in the state dict.
+    stem: side of the first kernel, odd: 7 as released; with 3 the logits are those of the other papers' ResNets.
     The average before the last layer is over all that is left: the released 4x4 pool at sides of 28 and 32.
     synchronised: of several processes, mu_l moves by the pairs of all, instead of each process's own.
     """
@@ -68,11 +70,11 @@ class PairResNet(nn.Module):
     synchronised = False
 
     def __init__(self, blocks: tuple[int, int, int, int], *, classes: int, channels: int = 1, width: int = 64,
-                 bottleneck: bool = False, scale: float = 1.0, shift: float = 0.0):
+                 bottleneck: bool = False, scale: float = 1.0, shift: float = 0.0, stem: int = STEM):
         super().__init__()
         self.scale, self.shift = float(scale), float(shift)
-        stem = nn.Conv2d(channels, width, 7, padding=3, bias=False)
-        sections = [nn.Sequential(stem, nn.BatchNorm2d(width), nn.ReLU(inplace=True))]
+        first = nn.Conv2d(channels, width, stem, padding=stem // 2, bias=False)
+        sections = [nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU(inplace=True))]
         wide = [width]                                   # channels of g_0, ..., g_4
         for section, count in enumerate(blocks):
             planes, stride = width * 2 ** section, 1 if section == 0 else 2
@@ -89,6 +91,11 @@ class PairResNet(nn.Module):
         if isinstance(x, Pair):
             return self.similarities(x)
         return self.classify(self.scale * (x - self.shift))
+
+    @property
+    def beside_logits(self) -> int:
+        """Numbers among the parameters that no logit depends on: w and mu_l, which similarities alone use."""
+        return sum(parameter.numel() for parameter in (self.layer_weight, *self.running_mean))
 
     def statistics(self) -> list[Tensor]:
         """mu_l, which training moves without a gradient."""
@@ -127,7 +134,7 @@ class PairResNet(nn.Module):
 
 
 def build(name: str, classes: int = 10, channels: int = 1, width: int = 64, scale: float = 1.0,
-          shift: float = 0.0) -> PairResNet:
+          shift: float = 0.0, stem: int = STEM) -> PairResNet:
     """The network resnet18, resnet34, resnet50 or resnet101, of torch's default initialisation.
 
     Images of `channels` channels are fed to it as scale*(x - shift).  UserError for another name or sizes below 1.
@@ -140,7 +147,7 @@ def build(name: str, classes: int = 10, channels: int = 1, width: int = 64, scal
             raise UserError(f"{name} needs at least 1 as {what}, not {value}", code="E-MODEL")
     blocks, bottleneck = STAGES[name]
     return PairResNet(blocks, classes=classes, channels=channels, width=width, bottleneck=bottleneck, scale=scale,
-                      shift=shift)
+                      shift=shift, stem=stem)
 
 
 @torch.no_grad()

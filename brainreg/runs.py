@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from brainreg import plans, runs_cost
-from brainreg.runs_budgets import PHASES, SOURCE_SEED, TARGETS, Budget, Target, shape_of
+from brainreg.runs_budgets import PHASES, SOURCE_SEED, Budget, Target, shape_of, target_of
 from brainreg.runs_table import TABLE as TABLE
 from brainreg.runs_variants import RELEASED_N, UNREGULARISED, Variant, chosen, variants
-from brainreg.settings import ARCHITECTURES, DEFAULT_PLAN, LABELS, Settings, run_name
+from brainreg.settings import ARCHITECTURES, DEFAULT_PLAN, LABELS, SOURCES, Settings, run_name
+from common import board
 from common.environment import ROOT
 from common.errors import UserError
 from common.evaluation.plans import Plan
@@ -50,13 +51,15 @@ def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, met
     the target's sources, of ImageNet only where these are.  data: may hold {}, which stands for a data set's name.
     """
     shape = shape_of(dataset, budget)
-    where = Where(dataset, TARGETS[dataset], budget, shape, data, data_dir, device)
+    where = Where(dataset, target_of(dataset, budget), budget, shape, data, data_dir, device)
     known = variants(where.target, shape)
     words = methods or (UNREGULARISED, *(source for source in where.target.sources if where.has(source)))
     wanted, numbers = chosen(words, where.target, known), seeds or shape.seeds
     if SOURCE_SEED in numbers:
         raise UserError(f"SEEDS={SOURCE_SEED}: that seed's network gives the images of transferred FGSM to the others, "
                         "and stands in no table: choose others", code="E-SEEDS")
+    if budget == board.BUDGET:                               # no transferred attack: no source
+        return [one_run(variant, seed, where, None, 0) for seed in numbers for variant in wanted]
     source = one_run(known[UNREGULARISED], SOURCE_SEED, where, None, 0)
     return [source] + [one_run(variant, seed, where, source.name, shape.n_autoattack if seed == shape.seeds[0] else 0)
                        for seed in numbers for variant in wanted]
@@ -82,7 +85,7 @@ class Where:
     def place(self, source: str | None = None, *, training: bool) -> tuple[str, ...]:
         """Flags of the training (source: whose images regularise), or of an evaluation."""
         spec = self.data or self.small
-        given = {"--data": spec if training or spec is None else spec.replace("{}", self.dataset),
+        given = {"--data": spec if training or spec is None else spec.replace("{}", SOURCES[self.target.task]),
                  "--reg_images": self.small if source and not self.data else None,
                  "--dataset_name": self.dataset if training else None, "--data_dir": self.data_dir,
                  "--device": self.device}
@@ -103,20 +106,23 @@ class Where:
 
 def one_run(variant: Variant, seed: int, where: Where, transfer: str | None, autoattack: int) -> Run:
     """One training with its evaluations.  transfer: the run that gives FGSM's images; None: it is that run, which is
-    not judged.  autoattack: images under AutoAttack."""
+    not judged, or one of the leaderboard.  autoattack: images under AutoAttack."""
     settings, target, shape = replace(variant.settings, seed=seed), where.target, where.shape
     method, kind = variant.key
+    plans = judgements(settings, where, transfer, autoattack) if transfer else ()
+    if where.budget == board.BUDGET:
+        plans = (board.judgement(place=where.place(training=False)),)
     return Run(name=run_name(settings, where.budget), method=method, variant=kind, budget=where.budget, seed=seed,
                script=SCRIPT, argv=tuple(flags(settings, target, shape, where.budget, transfer)),
                place=where.place(variant.source, training=True), needs=(transfer,) if transfer else (),
-               plans=judgements(settings, where, transfer, autoattack) if transfer else (),
+               plans=plans,
                cost=runs_cost.training(settings, target, shape))
 
 
 def flags(settings: Settings, target: Target, shape: Budget, budget: str, transfer: str | None) -> list[str]:
     """What a user of the original would type, and the budget's own flags; what has its default is left out."""
     archi = next(theirs for theirs, ours in ARCHITECTURES.items() if ours == settings.archi)
-    words = ["--task", target.task, "--archi", archi]
+    words = ["--task", target.task, "--archi", archi, *(["--rgb", "True"] if settings.rgb else [])]
     if settings.regularised:
         words += ["--reg_data", LABELS[settings.reg_data or ""], "--reg_alpha", f"{settings.reg_alpha:g}",
                   "--reg_thresh", f"{settings.reg_thresh:g}"]
@@ -128,7 +134,8 @@ def flags(settings: Settings, target: Target, shape: Budget, budget: str, transf
     words += ["--epoch_num", str(settings.epoch_num)]
     if (shape.phases, shape.phase) != (PHASES, 4):
         words += ["--phase_num", str(shape.phases), "--phase_duration", str(shape.phase)]
-    for flag, value in (("--base_channels", shape.width), ("--resnet_batch_size", shape.batch_size), ("--lr", shape.lr),
+    for flag, value in (("--base_channels", shape.width), ("--stem", shape.stem),
+                        ("--resnet_batch_size", shape.batch_size), ("--lr", shape.lr),
                         ("--valid_portion", shape.valid_portion),
                         ("--n_train", shape.n_train), ("--n_epoch_test", shape.n_epoch_test),
                         ("--transfer_id", transfer)):

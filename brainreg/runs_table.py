@@ -1,9 +1,10 @@
 """What the tables show: accuracies over and at strengths, the boundary attack's median, small eps.  No torch here."""
 
 from brainreg import plans
-from brainreg.runs_budgets import BUDGETS, CHANGES, SOURCE_SEED, TARGETS, shape_of
+from brainreg.runs_budgets import BOARD, BOARD_TARGETS, BUDGETS, CHANGES, SOURCE_SEED, TARGETS, shape_of, target_of
 from brainreg.runs_variants import PLAIN, Variant, variants
 from brainreg.settings import DEFAULT_PLAN, Settings
+from common import board
 from common.runs import Column, Row, Table
 
 NAMES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100",
@@ -67,11 +68,13 @@ def described() -> tuple[Row, ...]:
     """A row for every network that a target and a budget have, the unregularised one first."""
     found: dict[tuple[str, str], Variant] = {}
     reported: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
-    for budget in reversed(BUDGETS):                         # the released settings first
-        for dataset, target in TARGETS.items():
-            for variant in variants(target, shape_of(dataset, budget)).values():
-                found.setdefault(variant.key, variant)
-                reported.setdefault(variant.key, {}).update(dict.fromkeys(reported_as(variant)))
+    # The released settings first.
+    places = [(dataset, budget) for budget in reversed(BUDGETS) for dataset in TARGETS]
+    places += [(dataset, board.BUDGET) for dataset in BOARD_TARGETS]
+    for place in places:
+        for variant in variants(target_of(*place), shape_of(*place)).values():
+            found.setdefault(variant.key, variant)
+            reported.setdefault(variant.key, {}).update(dict.fromkeys(reported_as(variant)))
     return tuple(Row(method=key[0], variant=key[1], label=label(variant), reported=tuple(reported[key]))
                  for key, variant in found.items())
 
@@ -102,7 +105,9 @@ ROWS = described()
 BASES = {row.variant for row in ROWS if row.method == "unregularised"}
 TABLE = Table(
     title="Brain-inspired regulariser", rows=ROWS, columns=columns("cifar10"),
-    special_columns={dataset: columns(dataset) for dataset in TARGETS},
+    special_columns={dataset: columns(dataset) for dataset in TARGETS} | {
+        dataset: tuple(Column(evaluator=name, title=name) for name in ("clean", "PGD-20", "AutoAttack"))
+        for dataset in BOARD_TARGETS},
     # Validation images are drawn by the seed, so the training images that are left are others too.
     per_seed=("train_fingerprint",), plans=(f"{DEFAULT_PLAN}*", "*"), sources=(SOURCE_SEED,),
     compare_rows=tuple(((row.method, row.variant), ("unregularised", base)) for row in ROWS
@@ -113,4 +118,5 @@ TABLE = Table(
     reported_models={dataset: ("ResNet-34",) if target.archi == "ResNet34" else ("ResNet-18",)
                      for dataset, target in TARGETS.items()},
     budget_notes={name: f"Budget: {budget.about}." for name, budget in BUDGETS.items()} | {
-        " ".join(key): f"Budget: {changes['about']}." for key, changes in CHANGES.items()})
+        " ".join(key): f"Budget: {changes['about']}." for key, changes in CHANGES.items()} | {
+        board.BUDGET: f"Budget: {BOARD.about}."})

@@ -49,9 +49,10 @@ class Variant:
 
 def base(target: Target, shape: Budget) -> Settings:
     """The settings that all networks of a target and budget share, seed 0; unregularised."""
-    given = {"base_channels": shape.width, "n_train": shape.n_train, "n_epoch_test": shape.n_epoch_test,
-             "valid_portion": shape.valid_portion, "resnet_batch_size": shape.batch_size, "lr": shape.lr}
-    return Settings(task=SOURCES[target.task], archi=(shape.archi or target.archi).lower(),
+    given = {"base_channels": shape.width, "stem": shape.stem, "n_train": shape.n_train,
+             "n_epoch_test": shape.n_epoch_test, "valid_portion": shape.valid_portion,
+             "resnet_batch_size": shape.batch_size, "lr": shape.lr}
+    return Settings(task=SOURCES[target.task], rgb=target.rgb, archi=(shape.archi or target.archi).lower(),
                     epoch_num=shape.epochs or target.epochs, phase_num=shape.phases, phase_duration=shape.phase,
                     **{name: value for name, value in given.items() if value is not None})
 

@@ -52,6 +52,7 @@ class Settings:
     reg_image_num: int = 5000
     reg_batch_size: int = 16
     base_channels: int = 64
+    stem: int | None = None                    # side of the first kernel; None: 7, as released
     seed: int = 0
     resnet_batch_size: int = 64
     phase_num: int = 5

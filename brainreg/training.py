@@ -92,7 +92,8 @@ def describe(settings: Settings, args: argparse.Namespace, engine: Engine, data:
     config: dict[str, Any] = {
         **settings.config(), "precision": engine.precision, "low": low, "high": high,
         "model": {"builder": BUILDER, "name": settings.archi, "classes": data.classes, "channels": settings.channels,
-                  "width": settings.base_channels, "scale": scale, "shift": shift},
+                  "width": settings.base_channels, "scale": scale, "shift": shift,
+                  **({"stem": settings.stem} if settings.stem is not None else {})},
         "data": {"protocol": settings.task, "validation_fingerprint": validation.fingerprint,
                  **{key: described[key] for key in ("train_fingerprint", "test_fingerprint", "n_train")}},
         **({"regularisation": chosen.described} if chosen is not None else {})}

@@ -11,9 +11,9 @@ from common.runs import FORWARD, STEP, Cost, Judgement
 
 BUDGET = "board"
 MODEL, WIDTH = "resnet18", 16
-EPOCHS, BATCH_SIZE, N_TRAIN = 10, 128, 5000
+EPOCHS, BATCH_SIZE, N_TRAIN = 10, 128, 2500
 N_EPOCH_TEST = 256                             # images of each part that is looked at after an epoch
-N_TEST, N_AUTOATTACK = 1000, 200
+N_TEST, N_AUTOATTACK = 1000, 100
 EPS, STEP_SIZE = 8 / 255, 2 / 255
 GFLOP = 0.22                                   # of a forward and backward pass of one 32x32 image
 AUTOATTACK_PASSES = 1500.0                     # of one image, easy and hard ones together

@@ -142,11 +142,14 @@ class Experiment:
         if (there := self._other()) is not None:
             self._retire(there)
         parameters = sum(parameter.numel() for parameter in network.parameters())
+        # Those of a network that does more than classify: no logit depends on them.
+        beside = getattr(network, "beside_logits", 0)
         records.write_run(self.folder, {
             **self.identity, "method": self.method, "variant": self.variant, "budget": self.budget, "seed": self.seed,
             "config": dict(self.config), "config_sha256": self.config_sha256, "spec_sha256": self.spec,
             "quirks": list(self.quirks), "needs": dict(self.needs), "data": dict(self.data),
-            "model": {**self.config["model"], "parameters": parameters}, "command": self._command()})
+            "model": {**self.config["model"], "parameters": parameters,
+                      **({"parameters_beside": beside} if beside else {})}, "command": self._command()})
 
     def _command(self) -> str:
         """What began the run: a command that goes on with it need not say its flags."""

@@ -249,10 +249,12 @@ def _shape(run: RunRecord, clean: Cell, attacked: Cell) -> Shape:
 
 
 def network(model: Mapping[str, Any]) -> str:
-    """A network in words: name, width, norm layers, parameters; how it normalises its input changes no shape."""
+    """A network in words: name, width, norm layers, parameters that the logits depend on; how it normalises its input
+    changes no shape."""
+    parameters = model.get("parameters", 0) - model.get("parameters_beside", 0)
     words = [model["name"], *([f"width {model['width']}"] if model.get("width") else []),
              *([f"{model['norm']} norm"] if model.get("norm", "batch") != "batch" else []),
-             *([f"{model['parameters']:,} parameters"] if model.get("parameters") else [])]
+             *([f"{parameters:,} parameters"] if parameters else [])]
     return ", ".join(words)
 
 

@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 import adarat.method
+import brainreg.flags
+import brainreg.images
+import brainreg.training
 import dyart.baselines
 import dyart.flags
 import rpat.flags
@@ -21,6 +24,9 @@ from common.engine import Engine
 from common.environment import ROOT
 from common.errors import UserError
 from common.evaluation import plans
+from common.experiment import build_network
+from common.leaderboard import network
+from common.models import count_parameters
 from common.records import read_runs
 from common.runs import BUDGETS, check
 from common.types import Batch, StepContext
@@ -29,7 +35,7 @@ from rpat.runs_cost import effort_of_run as rpat_effort
 from rpat.runs_cost import passes as rpat_passes
 
 TARGETS = (("adarat", "cifar10"), ("dyart", "cifar10"), ("rpat", "cifar10"), ("rpat", "cifar10-sotas"),
-           ("experiments", "cifar10"))
+           ("brainreg", "cifar10-rgb"), ("experiments", "cifar10"))
 
 
 def planned(paper, target, **more):
@@ -43,6 +49,10 @@ def settings(run):
         return settings_of(run.method, "cifar10", parser(run.method, "cifar10").parse_args(argv))
     if run.script.startswith("dyart"):
         return dyart.flags.settings_of(dyart.flags.parse(argv))
+    if run.script.startswith("brainreg"):
+        one = brainreg.flags.settings_of(brainreg.flags.parse(argv))
+        return SimpleNamespace(model=one.archi, width=one.base_channels, n_train=one.n_train, epochs=one.epoch_num,
+                               batch_size=one.resnet_batch_size, n_epoch_test=one.n_epoch_test, brainreg=one)
     if run.script.startswith("rpat/sotas"):
         return rpat.sota_flags.settings_of(run.method, rpat.sota_flags.parser(run.method).parse_args(argv))
     module = importlib.import_module(f"{run.script.partition('/')[0]}.flags")
@@ -58,9 +68,9 @@ def test_every_method_has_the_same_shape(paper, target):
         one = settings(run)
         burn_in = run.method == "clean"
         epochs = getattr(one, "last_epoch", None) or getattr(one, "epoch", None) or one.epochs
-        assert (one.model, one.width, one.n_train, one.batch_size) == ("resnet18", 16, 5000, 128)
+        assert (one.model, one.width, one.n_train, one.batch_size) == ("resnet18", 16, board.N_TRAIN, 128)
         assert epochs == (11 if burn_in else board.EPOCHS) and one.n_epoch_test == board.N_EPOCH_TEST
-        assert [plan.plan for plan in run.plans] == ([] if burn_in else ["board-1000-200"])
+        assert [plan.plan for plan in run.plans] == ([] if burn_in else ["board-1000-100"])
         assert run.cost.gflop == board.GFLOP
 
 
@@ -68,7 +78,8 @@ def test_the_board_takes_every_paper():
     names = [(run.method, run.variant) for paper, target in TARGETS for run in planned(paper, target)]
     assert names == [("PGD-AT", "plain"), ("PGD-AT", "fixrat"), ("PGD-AT", "adarat"), ("clean", "plain"),
                      ("DyART", "plain"), ("AT", "plain"), ("PGD-AT", "plain"), ("PGD-AT", "rpat"), ("ReBAT", "plain"),
-                     ("RPAT++", "plain"), ("PGD-AT", "rpat-barrier")]
+                     ("RPAT++", "plain"), ("unregularised", "none"), ("regularised", "CIFAR10-n2500"),
+                     ("PGD-AT", "rpat-barrier")]
     assert board.BUDGET in BUDGETS
     rules = (ROOT / "Makefile").read_text()
     assert f"BOARD_CIFAR10  := {' '.join('/'.join(pair) for pair in TARGETS)}\n" in rules
@@ -77,13 +88,34 @@ def test_the_board_takes_every_paper():
 def test_the_evaluation_is_one_for_all():
     plan = board.plan_named(board.PLAN)
     clean, pgd, attacked = plan.evaluators
-    assert (clean.kind, clean.n, pgd.steps, attacked.kind, attacked.n) == ("clean", 1000, 20, "autoattack", 200)
+    assert (clean.kind, clean.n, pgd.steps, attacked.kind, attacked.n) == ("clean", 1000, 20, "autoattack", 100)
     assert {pgd.eps, attacked.eps} == {8 / 255} and {pgd.norm, attacked.norm} == {"linf"}
     assert board.plan_named("paper-adarat-1000-200") is None and plan == plans.Plan.from_json(plan.to_json())
 
 
+def test_brainregs_classifier_is_the_other_papers_network_on_the_same_images():
+    plain, regularised = (settings(run).brainreg for run in planned("brainreg", "cifar10-rgb"))
+    assert plain.rgb and regularised.rgb and regularised.reg_data == "cifar10" and regularised.reg_alpha == 10
+    assert regularised.reg_image_num == board.N_TRAIN                   # it sees no image that the others do not
+    scale, shift = brainreg.images.network_scale(plain)
+    told = {"builder": brainreg.training.BUILDER, "name": plain.archi, "channels": 3, "width": plain.base_channels,
+            "stem": plain.stem, "scale": scale, "shift": shift}
+    pairs, ours = build_network(told), build_network({"name": "resnet18", "classes": 10, "width": board.WIDTH})
+    parameters = sum(parameter.numel() for parameter in pairs.parameters())
+    assert network({**told, "parameters": parameters, "parameters_beside": pairs.beside_logits}) == network(
+        {"name": "resnet18", "width": board.WIDTH, "parameters": count_parameters(ours)})
+    # Both list the tensors in the order of the layers, the similarities' own ones aside.
+    beside = ("layer_weight", "running_mean.")
+    taken = [tensor for name, tensor in pairs.state_dict().items() if not name.startswith(beside)]
+    ours.load_state_dict(dict(zip(ours.state_dict(), taken, strict=True)))
+    x = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(pairs.eval()(x), ours.eval()(scale * (x - shift)), atol=1e-5)
+
+
 def test_there_is_no_board_where_the_shape_does_not_fit():
-    for paper, target in (("dyart", "tiny-imagenet"), ("rpat", "cifar10-l2"), ("experiments", "tiny-imagenet")):
+    for paper, target in (("dyart", "tiny-imagenet"), ("rpat", "cifar10-l2"), ("experiments", "tiny-imagenet"),
+                          ("brainreg", "mnist-rgb"), ("brainreg", "cifar10")):
         with pytest.raises(UserError, match=f"{target}' at budget board"):
             planned(paper, target)
     with pytest.raises(UserError, match="one method, PGD-AT\\+RPAT\\+barrier, not DyART"):

@@ -225,6 +225,7 @@ def test_runs_that_only_others_read_stand_nowhere(tmp_path):
 def test_networks_are_told_apart_in_words():
     assert network({"name": "r", "width": 16, "parameters": 1000}) == "r, width 16, 1,000 parameters"
     assert network({"name": "r", "norm": "group"}) == "r, group norm" and network({"name": "r", "norm": "batch"}) == "r"
+    assert network({"name": "r", "parameters": 1261, "parameters_beside": 261}) == "r, 1,000 parameters"
 
 
 def test_the_records_of_this_repository_make_a_board():
