@@ -92,12 +92,15 @@ REPOSITORY = tuple(ROOT / name for name in ("results", "weights", "data", "build
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Everything below a folder, by its path: of the repository's files size and time, of others the content."""
+    """Everything below a folder, by its path: of the repository's files size and time, of others the content.
+
+    An empty .NAME.lock, by which a job says that it is at work, is no result and not counted.
+    """
     found = {}
     for where, folders, files in os.walk(folder):
         for name in folders:
             found[os.path.relpath(os.path.join(where, name), folder) + "/"] = "folder"
-        for name in files:
+        for name in (name for name in files if not (name.startswith(".") and name.endswith(".lock"))):
             path = Path(where, name)
             status = path.lstat()
             mine = folder not in REPOSITORY and path.is_file()
