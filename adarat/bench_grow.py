@@ -85,7 +85,7 @@ def over_ranks(settings: Settings, device: str, counts: Sequence[int], say: Call
                                str(count), "-m", "adarat.bench_ranks", "--device", device, "--settings", asked],
                               cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"the step on {count} processes failed: {done.stderr.strip()[-300:]}")
+            raise UserError(f"the step on {count} processes failed: {done.stderr.strip()[-300:]}", code="E-STEP-FAILED")
         rows.append(json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{"))))
         say(f"{TITLES['ranks']} {count}: {digits(rows[-1]['images_per_second']['median'])} images/s")
     return rows

@@ -108,11 +108,12 @@ def settings_of(method: str, dataset: str, args: argparse.Namespace) -> Settings
     settings = Settings(**found)
     if settings.variant == "adarat" and settings.down_lim >= settings.up_lim:
         raise UserError(f"--down_lim {settings.down_lim} must be below --up_lim {settings.up_lim}: the barrier rises "
-                        "from the floor to the ceiling")
+                        "from the floor to the ceiling", code="E-FLAG-PAIR")
     if settings.epsilon == 0 and settings.FixRAT:
-        raise UserError("--epsilon 0 with --FixRAT True: the ratio term is beta/epsilon")
+        raise UserError("--epsilon 0 with --FixRAT True: the ratio term is beta/epsilon", code="E-FLAG-PAIR")
     if getattr(args, "dataset", dataset) != dataset:
-        raise UserError(f"--dataset {args.dataset}: this script is for {dataset}; start train_{args.dataset}.py")
+        raise UserError(f"--dataset {args.dataset}: this script is for {dataset}; start train_{args.dataset}.py",
+                        code="E-FLAG-VALUE")
     return settings
 
 

@@ -37,11 +37,12 @@ def from_base_run(folder: Path) -> tuple[float, float]:
     rows = read_metrics(folder / "metrics.jsonl")
     if not rows or not (folder / "train.json").exists():
         raise UserError(f"--limits_from {folder.name}: {portable(str(folder))} holds no finished run; train the base "
-                        "method first, or give --up_lim and --down_lim")
+                        "method first, or give --up_lim and --down_lim", code="E-LIMITS")
     up_lim, down_lim = candidate([row["clean_loss"] for row in rows], *CANDIDATES[0])
     if down_lim >= up_lim:
         raise UserError(f"--limits_from {folder.name}: its clean loss did not fall, so a floor of {down_lim} would not "
-                        f"be below the ceiling of {up_lim}; train it longer, or give --up_lim and --down_lim")
+                        f"be below the ceiling of {up_lim}; train it longer, or give --up_lim and --down_lim",
+                        code="E-LIMITS")
     return up_lim, down_lim
 
 
@@ -60,7 +61,7 @@ def trained(script: Path, folder: Path, name: str, flags: list[str]) -> list[dic
                "--run", name, "--dataset_name", folder.name, "--results", str(folder.parents[1]),
                "--weights", str(folder.parents[1] / "weights")]
     if status_of(command):
-        raise UserError(f"the run {name} failed; its message stands above")
+        raise UserError(f"the run {name} failed; its message stands above", code="E-STEP-FAILED")
     return read_metrics(folder / name / "metrics.jsonl")
 
 
@@ -76,7 +77,7 @@ def main() -> None:
     parse.add_argument("flags", nargs="*", help="behind --: flags of the train script")
     args = parse.parse_args()
     if not args.script.is_file():
-        raise UserError(f"--script {args.script}: there is no such file")
+        raise UserError(f"--script {args.script}: there is no such file", code="E-FLAG-VALUE")
     folder = args.work / "adarat" / args.out.stem
     base = trained(args.script, folder, "base", args.flags)
     curve = [row["clean_loss"] for row in base]
@@ -92,7 +93,8 @@ def main() -> None:
                       "held_out": score(rows)})
     working = [entry for entry in tried if entry["held_out"]["barrier"] > 0 and entry["held_out"]["gated"] < 1]
     if not working:
-        raise UserError("no candidate has its barrier at work in the last third of training: train longer")
+        raise UserError("no candidate has its barrier at work in the last third of training: train longer",
+                        code="E-LIMITS")
     best = max(working, key=lambda entry: entry["held_out"]["score"])
     write_json(args.out, {"up_lim": best["up_lim"], "down_lim": best["down_lim"], "tried": tried, "base": score(base),
                           "base_clean_loss": curve, "command": relative_command(module="adarat.limits", argv=sys.argv),

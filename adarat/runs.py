@@ -86,7 +86,7 @@ def plan_named(name: str, settings: Settings) -> Plan:
     match = re.fullmatch(r"paper-adarat(?:-(\d+)(?:-(\d+))?)?", name)
     if match is None:
         raise UserError(f"unknown plan {name!r}: give paper-adarat, paper-adarat-N (first N images) or "
-                        "paper-adarat-N-M (AutoAttack on the first M)")
+                        "paper-adarat-N-M (AutoAttack on the first M)", code="E-PLAN")
     n = int(match[1]) if match[1] else None
     n_autoattack = int(match[2]) if match[2] else n
     generalist = settings.method == "Generalist"
@@ -121,7 +121,7 @@ def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, met
     """The runs of `make reproduce-adarat-DATASET`, teachers first; see `common.runs`."""
     if (budget, dataset) != ("quick", "digits") and (budget == "quick" or dataset not in DATASETS):
         raise UserError(f"AdaRAT has no data set {dataset!r} at budget {budget}: there are {', '.join(DATASETS)}, "
-                        "and digits at budget quick")
+                        "and digits at budget quick", code="E-TARGET")
     shape = BUDGETS[budget]
     chosen = tuple(method_named(word) for word in methods) if methods else shape.methods
     found: list[Run] = []
@@ -180,7 +180,7 @@ def method_named(word: str) -> str:
     plain = {method.lower(): method for method in METHODS}
     name = word.lower().replace("_", "-")
     if name not in plain:
-        raise UserError(f"unknown method {word!r}: there are {', '.join(METHODS)}")
+        raise UserError(f"unknown method {word!r}: there are {', '.join(METHODS)}", code="E-METHOD")
     return plain[name]
 
 

@@ -23,10 +23,7 @@ from common.data import Batches, DataSet
 from common.engine import Engine
 from common.environment import portable
 from common.errors import UserError
-from common.evaluation import Plan
-from common.evaluation.harness import image_count
-from common.evaluation.judging import judged
-from common.evaluation.preflight import fits
+from common.evaluation.harness import check_plan
 from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, judge, load_data, print_results
 from common.files import sha256_of
 from common.fit import SGD, TrainRecord, fit
@@ -70,17 +67,19 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
         experiment.adopt()
         print(f"{name} is already trained")
     elif getattr(args, "resume", False):
-        raise UserError(f"--resume True tests saved weights, but {name} is not trained to its end: leave the flag out")
+        raise UserError(f"--resume True tests saved weights, but {name} is not trained to its end: leave the flag out",
+                        code="E-NOT-TRAINED")
     else:
         torch.manual_seed(fold(settings.seed, "init"))
         network = build_network(model)
         taught_by = load_teachers(teachers, model, engine)
         if plan is not None:
-            check_plan(plan, network, data)
+            check_plan(plan, network, data.test)
+        batches = make_batches(settings, data, engine)
         experiment.open(network)
         print(f"{name}: {settings.method} ({settings.variant}) on {described['source']}, {model['name']}, "
               f"{settings.epoch} epochs, {engine.precision} on {engine.describe()['device_name']}")
-        trained = run_training(settings, experiment, network, data, engine, taught_by)
+        trained = run_training(settings, experiment, network, data, batches, engine, taught_by)
         experiment.close(trained, engine, selected_on=None)
     if plan is not None:
         path = judge(folder=experiment.folder, weights=experiment.weights, plan=plan, test=data.test, data=described,
@@ -88,8 +87,14 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
         print_results(path)
 
 
-def run_training(settings: Settings, experiment: Experiment, network: nn.Module, data: DataSet, engine: Engine,
-                 teachers: dict[str, nn.Module]) -> TrainRecord:
+def make_batches(settings: Settings, data: DataSet, engine: Engine) -> Batches:
+    """The training batches."""
+    return Batches(data.train, settings.batch_size, seed=settings.seed, crop=settings.crop, flip=settings.flip,
+                   drop_last=settings.drop_last, channels_last=engine.channels_last, **engine.shares)
+
+
+def run_training(settings: Settings, experiment: Experiment, network: nn.Module, data: DataSet, batches: Batches,
+                 engine: Engine, teachers: dict[str, nn.Module]) -> TrainRecord:
     """Train the network; every method but Generalist by the one loop."""
     test = data.test.subset(min(settings.n_epoch_test or len(data.test), len(data.test)))
     generalist = settings.method == "Generalist"
@@ -97,8 +102,6 @@ def run_training(settings: Settings, experiment: Experiment, network: nn.Module,
     validation = Validation(test, epsilon=eps_of_tests, step_size=settings.step_size, steps=settings.step_num,
                             seed=settings.seed, test_crop=test_crop(settings),
                             batch_means=generalist and "generalist-batch-mean" in settings.quirks)
-    batches = Batches(data.train, settings.batch_size, seed=settings.seed, crop=settings.crop, flip=settings.flip,
-                      drop_last=settings.drop_last, channels_last=engine.channels_last, **engine.shares)
     shared = {"batches": batches, "out": experiment.folder, "weights": experiment.weights, "seed": settings.seed,
               "engine": engine, "identity": experiment.config_sha256}
     if generalist:
@@ -169,15 +172,8 @@ def describe_network(settings: Settings, data: DataSet) -> dict[str, Any]:
 def check_classes(args: argparse.Namespace, data: DataSet) -> None:
     """UserError where --class_num contradicts the data."""
     if getattr(args, "class_num", None) not in (None, data.classes):
-        raise UserError(f"--class_num {args.class_num} does not fit {data.name}, which has {data.classes} classes")
-
-
-def check_plan(plan: Plan, network: nn.Module, data: DataSet) -> None:
-    """Raise, before anything is trained, the UserErrors that the final test would end in."""
-    for evaluator in plan.evaluators:
-        image_count(evaluator, data.test)
-    with judged(network, torch.device("cpu")) as plain:
-        fits(plain, data.test, plan, torch.device("cpu"))
+        raise UserError(f"--class_num {args.class_num} does not fit {data.name}, which has {data.classes} classes",
+                        code="E-FLAG-DATA")
 
 
 def original_path(args: argparse.Namespace) -> str | None:
@@ -218,7 +214,7 @@ def find_teachers(settings: Settings, args: argparse.Namespace, budget: str, wei
                 f"the {role} teacher of {settings.method} is missing: there is neither a file {given} nor "
                 f"{portable(str(candidates[1]))}. Make it with: python adarat/train/{method}/"
                 f"train_{settings.dataset}.py (same --data, --epoch, --width, --budget, --seed), or name a checkpoint "
-                f"with --{flag} FILE")
+                f"with --{flag} FILE", code="E-TEACHER")
         files[role] = found
         needs[f"{role} teacher {found.name}" if found == candidates[0] else found.parent.name] = sha256_of(found)
     return files, needs

@@ -74,9 +74,9 @@ def source_run(asked: str, dataset: str, results: Path, weights: Path) -> Source
     try:
         folder, kept = (folder_of(root, "brainreg", dataset, name) for root in (results, weights))
     except ValueError as error:
-        raise UserError(f"--transfer_id {asked}: {error}") from error
+        raise UserError(f"--transfer_id {asked}: {error}", code="E-SOURCE") from error
     if not (folder / "run.json").exists():
-        raise UserError(f"--transfer_id {asked}: there is no run {portable(str(folder))}; {ADVICE}")
+        raise UserError(f"--transfer_id {asked}: there is no run {portable(str(folder))}; {ADVICE}", code="E-SOURCE")
     return of_run(folder, kept)
 
 
@@ -84,12 +84,12 @@ def check_source(asked: str, run: Mapping[str, Any], model: Mapping[str, Any], t
     """UserError unless the run is unregularised and knows the same test images and classes."""
     if run["method"] != "unregularised":
         raise UserError(f"--transfer_id {asked}: {run['run']} is regularised, and the released attack takes the "
-                        f"gradients of a network that is not; {ADVICE}")
+                        f"gradients of a network that is not; {ADVICE}", code="E-SOURCE")
     theirs = run["config"]["model"]
     if run["data"]["test_fingerprint"] != test_fingerprint:
         raise UserError(f"--transfer_id {asked}: {run['run']} is of another task: its test images "
-                        f"({run['data']['source']}) are others; {ADVICE}")
+                        f"({run['data']['source']}) are others; {ADVICE}", code="E-SOURCE")
     for what in ("classes", "channels"):
         if theirs[what] != model[what]:
             raise UserError(f"--transfer_id {asked}: {run['run']} has {theirs[what]} {what}, this run {model[what]}; "
-                            f"{ADVICE}")
+                            f"{ADVICE}", code="E-SOURCE")

@@ -44,9 +44,10 @@ def similarities(run: RunRecord) -> dict[str, np.ndarray] | None:
         with np.load(path) as stored:
             arrays = {key: stored[key] for key in KEYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not whole ({error}): restore it from git or train the run again") from error
+        raise UserError(f"{path} is not whole ({error}): restore it from git or train the run again",
+                        code="E-RECORD") from error
     if len({array.shape for array in arrays.values()}) > 1 or arrays["pixel"].ndim != 2:
-        raise UserError(f"{path}: its matrices are of other numbers of images: train the run again")
+        raise UserError(f"{path}: its matrices are of other numbers of images: train the run again", code="E-RECORD")
     return arrays
 
 

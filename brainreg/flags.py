@@ -135,9 +135,10 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """What the parsed flags of a training mean.  UserErrors for values that do not fit together."""
     if args.model is not None:
         raise UserError(f"--model {args.model}: this paper has networks of its own; choose one with --archi: "
-                        f"{', '.join(ARCHITECTURES)}")
+                        f"{', '.join(ARCHITECTURES)}", code="E-MODEL")
     if args.valid_portion == 0:
-        raise UserError("--valid_portion 0: without validation images no weights can be chosen; give 0.01, say")
+        raise UserError("--valid_portion 0: without validation images no weights can be chosen; give 0.01, say",
+                        code="E-FLAG-VALUE")
     task = our_task(args)
     found = {field: getattr(args, field) for field in Settings.__dataclass_fields__ if hasattr(args, field)}
     found |= {"task": task, "archi": our_archi(args.archi), "quirks": choose_quirks(args.quirks, QUIRKS),
@@ -152,7 +153,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         settings = Settings(**found | usual)
     if settings.rgb and not {settings.task, settings.reg_data or settings.task} <= set(COLOUR):
         raise UserError("--rgb True needs CIFAR10 or CIFAR100 both as --task and as --reg_data: other images are "
-                        "grey; leave --rgb out")
+                        "grey; leave --rgb out", code="E-FLAG-PAIR")
     return settings
 
 
@@ -161,16 +162,16 @@ def check_regularisation(settings: Settings) -> None:
     second, first = settings.reg_thresh_2, settings.reg_thresh
     if settings.reg_range == "double" and second is None:
         raise UserError("--reg_range double takes |S| below a second threshold too: give it with --reg_thresh_2, "
-                        f"below --reg_thresh {first:g}")
+                        f"below --reg_thresh {first:g}", code="E-FLAG-PAIR")
     if second is not None and second >= first and settings.reg_boosting:
-        raise UserError(f"--reg_thresh_2 {second:g} must be below --reg_thresh {first:g}")
+        raise UserError(f"--reg_thresh_2 {second:g} must be below --reg_thresh {first:g}", code="E-FLAG-PAIR")
     if second is not None and second > first and settings.reg_range == "double":
         print(f"note: pairs of |S| between {first:g} and {second:g} count twice, as in the original", file=sys.stderr)
     if settings.arctanh and settings.reg_boosting and settings.reg_boost_val_1 > 1:
         raise UserError(f"--reg_boost_val_1 {settings.reg_boost_val_1:g}: the inverse tanh has no value above 1; give "
-                        "at most 1, or --arctanh False")
+                        "at most 1, or --arctanh False", code="E-FLAG-VALUE")
     if settings.reg_image_num < 2:
-        raise UserError("--reg_image_num 1 makes no pair: give at least 2")
+        raise UserError("--reg_image_num 1 makes no pair: give at least 2", code="E-FLAG-VALUE")
 
 
 # -- names -----------------------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def our_archi(word: str) -> str:
     if found is None:
         dead = word.lower() in [name.lower() for name in DEAD_ARCHITECTURES]
         why = "is named by the original, which cannot build it" if dead else "is no network of this paper"
-        raise UserError(f"--archi {word} {why}: choose one of {', '.join(ARCHITECTURES)}")
+        raise UserError(f"--archi {word} {why}: choose one of {', '.join(ARCHITECTURES)}", code="E-FLAG-VALUE")
     return found
 
 
@@ -197,12 +198,14 @@ def our_task(args: argparse.Namespace) -> str:
         if args.data is None:
             return "cifar10"
         if "{}" in args.data:
-            raise UserError(f"--data {args.data} has the data set's name left open: say which one with --task")
+            raise UserError(f"--data {args.data} has the data set's name left open: say which one with --task",
+                            code="E-FLAG-MISSING")
         return known(dataset_name(args.data), TASKS) or dataset_name(args.data)
     if known(args.task, TASKS) is None:
         dead = args.task.lower() == "imagenet"
         why = "is named by the original, which has no data for it" if dead else "is no task of this paper"
-        raise UserError(f"--task {args.task} {why}: choose one of {', '.join(TASKS)}, or other data with --data")
+        raise UserError(f"--task {args.task} {why}: choose one of {', '.join(TASKS)}, or other data with --data",
+                        code="E-FLAG-VALUE")
     return known(args.task, TASKS)
 
 
@@ -212,7 +215,8 @@ def our_source(word: str, task: str) -> str:
         return task
     found = known(word, SOURCES)
     if found is None:
-        raise UserError(f"--reg_data {word}: there are none (the task's own images), {', '.join(SOURCES)}")
+        raise UserError(f"--reg_data {word}: there are none (the task's own images), {', '.join(SOURCES)}",
+                        code="E-FLAG-VALUE")
     return found
 
 

@@ -58,7 +58,8 @@ def seen(split: Split, rgb: bool, source: str) -> Split:
     """The split as the network sees it: with one channel, or three if `rgb`; UserError where there are not three."""
     channels = split.images.shape[1]
     if rgb and channels != 3:
-        raise UserError(f"--rgb True needs images in colour, and {source} has {channels} channel: leave --rgb out")
+        raise UserError(f"--rgb True needs images in colour, and {source} has {channels} channel: leave --rgb out",
+                        code="E-FLAG-DATA")
     if rgb or channels == 1:
         return split
     return Split(grey_images(split.images), split.labels, split.note)
@@ -103,7 +104,8 @@ def regularisation_images(settings: Settings, args: argparse.Namespace, data: Da
 def first_images(split: Split, count: int, source: str) -> Split:
     """The first `count` images; UserError if there are not so many."""
     if count > len(split):
-        raise UserError(f"--reg_image_num {count}: {source} has {len(split)} training images; give at most so many")
+        raise UserError(f"--reg_image_num {count}: {source} has {len(split)} training images; give at most so many",
+                        code="E-SUBSET")
     return split.subset(count)
 
 
@@ -115,7 +117,7 @@ def imagenet_folder(spec: str, data_dir: str | None) -> Path:
     folder = (Path(data_dir) if data_dir else DATA) / "imagenet" if spec == "imagenet" else path
     if not folder.is_dir():
         raise UserError(f"ImageNet's images are looked for in {folder}, which is no folder: give theirs with "
-                        "--reg_images DIR (any folder of JPEG files, also in subfolders)")
+                        "--reg_images DIR (any folder of JPEG files, also in subfolders)", code="E-DATA-MISSING")
     return folder
 
 
@@ -133,7 +135,7 @@ def imagenet(folder: Path, count: int) -> Split:
     if len(paths) < count:
         raise UserError(f"--reg_image_num {count}: {folder} has {len(paths)} images of at least {MIDDLE[1]}x"
                         f"{MIDDLE[0]} pixels" + (f" ({small} smaller ones)" if small else "") +
-                        "; give at most so many, or another folder with --reg_images")
+                        "; give at most so many, or another folder with --reg_images", code="E-SUBSET")
     out = np.empty((count, 1, MIDDLE[0] // EVERY, MIDDLE[1] // EVERY), np.uint8)
 
     def decode(position: int) -> None:
@@ -156,7 +158,7 @@ def in_order(folder: Path) -> Iterator[Path]:
             entries = sorted((entry for entry in listing if not entry.name.startswith(".")),
                              key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}", code="E-READ") from error
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             yield from in_order(Path(entry.path))

@@ -140,10 +140,11 @@ def build(name: str, classes: int = 10, channels: int = 1, width: int = 64, scal
     Images of `channels` channels are fed to it as scale*(x - shift).  UserError for another name or sizes below 1.
     """
     if name not in STAGES:
-        raise UserError(f"there is no network {name!r} for pairs of images: choose one of {', '.join(STAGES)}")
+        raise UserError(f"there is no network {name!r} for pairs of images: choose one of {', '.join(STAGES)}",
+                        code="E-MODEL")
     for what, value in (("classes", classes), ("channels", channels), ("width", width)):
         if value < 1:
-            raise UserError(f"{name} needs at least 1 as {what}, not {value}")
+            raise UserError(f"{name} needs at least 1 as {what}, not {value}", code="E-MODEL")
     blocks, bottleneck = STAGES[name]
     return PairResNet(blocks, classes=classes, channels=channels, width=width, bottleneck=bottleneck, scale=scale,
                       shift=shift, stem=stem)

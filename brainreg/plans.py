@@ -56,7 +56,7 @@ def plan_named(name: str, settings: Settings, *, low: float = 0.0, high: float =
     if match := _PAPER.fullmatch(name):
         n, boundary, strengths = (int(word) if word else None for word in match.groups())
         if strengths == 1:
-            raise UserError(f"plan {name!r}: 1 strength is eps 0 alone; give -e2 or more")
+            raise UserError(f"plan {name!r}: 1 strength is eps 0 alone; give -e2 or more", code="E-PLAN")
         if strengths is not None:
             settings = replace(settings, num_epsilons=strengths)
         if boundary is None:
@@ -71,7 +71,7 @@ def plan_named(name: str, settings: Settings, *, low: float = 0.0, high: float =
         return small_plan(name, settings, n, n if attacked is None else attacked)
     raise UserError(f"unknown plan {name!r}: give paper-brainreg, paper-brainreg-N (first N images), "
                     "paper-brainreg-N-B (boundary attack on the first B), any of them with -eE behind (E strengths), "
-                    "corruptions-brainreg[-N], or small-eps[-N[-M]] (AutoAttack on the first M)")
+                    "corruptions-brainreg[-N], or small-eps[-N[-M]] (AutoAttack on the first M)", code="E-PLAN")
 
 
 def paper_plan(name: str, settings: Settings, n: int | None, boundary: int, low: float, high: float,

@@ -57,7 +57,7 @@ def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, met
     wanted, numbers = chosen(words, where.target, known), seeds or shape.seeds
     if SOURCE_SEED in numbers:
         raise UserError(f"SEEDS={SOURCE_SEED}: that seed's network gives the images of transferred FGSM to the others, "
-                        "and stands in no table: choose others")
+                        "and stands in no table: choose others", code="E-SEEDS")
     if budget == board.BUDGET:                               # no transferred attack: no source
         return [one_run(variant, seed, where, None, 0) for seed in numbers for variant in wanted]
     source = one_run(known[UNREGULARISED], SOURCE_SEED, where, None, 0)

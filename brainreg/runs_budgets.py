@@ -119,6 +119,6 @@ def shape_of(dataset: str, budget: str) -> Budget:
         return replace(BOARD, archi=BOARD_TARGETS[dataset].archi)
     if dataset not in TARGETS or budget not in BUDGETS:
         raise UserError(f"the brain-inspired regulariser has no data set {dataset!r} at budget {budget}: there are "
-                        f"{', '.join(TARGETS)} at {', '.join(BUDGETS)}")
+                        f"{', '.join(TARGETS)} at {', '.join(BUDGETS)}", code="E-TARGET")
     shape, target = replace(BUDGETS[budget], **CHANGES.get((budget, dataset), {})), TARGETS[dataset]
     return replace(shape, epochs=shape.epochs or target.epochs, archi=shape.archi or target.archi)

@@ -95,7 +95,7 @@ def chosen(words: tuple[str, ...], target: Target, known: Mapping[str, Variant])
             raise UserError(f"unknown method {word!r}: there are {UNREGULARISED}; {', '.join(SOURCES.values())}; of "
                             f"each -{PLAIN} and the ablations -N, -k, -thresholds, -ranges or one of them, such as "
                             f"{target.sources[0]}-n1000, -k4, -th0.4, -high, -double{SECOND:g}; N, k, thresholds and "
-                            f"ranges alone are {target.sources[0]}'s")
+                            f"ranges alone are {target.sources[0]}'s", code="E-METHOD")
     return [variant for word, variant in known.items() if word in wanted]
 
 

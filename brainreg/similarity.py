@@ -81,16 +81,17 @@ def pairs_in_range(similarity: Tensor, kind: str, threshold: float, second: floa
         raise ValueError(f"no range of similarities is called {kind!r}: {', '.join(RANGES)}")
     if kind == "double":
         if second is None:
-            raise UserError("--reg_range double takes the pairs of |S| < Th_2 too: give Th_2 as --reg_thresh_2")
+            raise UserError("--reg_range double takes the pairs of |S| < Th_2 too: give Th_2 as --reg_thresh_2",
+                            code="E-FLAG-PAIR")
         if boosted and second >= threshold:
             raise UserError(f"--reg_thresh_2 {second:g} must be below --reg_thresh {threshold:g}, between which are "
-                            "the similarities that --reg_range double leaves out")
+                            "the similarities that --reg_range double leaves out", code="E-FLAG-PAIR")
     halves = RANGES[kind]
     limits = (second, threshold) if kind == "double" else (threshold,) * len(halves)
     found = [half(similarity, limit).triu_(1).nonzero() for half, limit in zip(halves, limits, strict=True)]
     pairs = found[0] if len(found) == 1 else torch.cat(found)
     if len(pairs) < at_least:
-        raise UserError(_too_few(similarity, kind, threshold, len(pairs), at_least))
+        raise UserError(_too_few(similarity, kind, threshold, len(pairs), at_least), code="E-PAIRS")
     return pairs
 
 

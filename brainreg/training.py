@@ -78,7 +78,7 @@ def split_off(settings: Settings, split: Split) -> tuple[Split, Split]:
     held = validation_positions(len(split), settings.valid_portion, Random(settings.seed))
     if not held:
         raise UserError(f"--valid_portion {settings.valid_portion:g} of {len(split)} training images is not one image, "
-                        "and without validation images no weights can be chosen: give a larger share")
+                        "and without validation images no weights can be chosen: give a larger share", code="E-SUBSET")
     rest, validation = hold_out(split, indices=held)
     return rest if settings.n_train is None else rest.subset(settings.n_train), validation
 

@@ -81,7 +81,7 @@ def model_info(run: RunRecord, checkpoint: str, paper: Paper) -> dict[str, Any]:
     missing = [what for what, one in (("clean accuracy", clean), ("AutoAttack", attack)) if one is None]
     if missing:
         raise UserError(f"{run.name}: no record has the {' and the '.join(missing)} of its {checkpoint} weights: "
-                        f"python scripts/evaluate.py {run.folder} --plan standard")
+                        f"python scripts/evaluate.py {run.folder} --plan standard", code="E-NOT-JUDGED")
     extra = "extra_fingerprint" in run.run["config"].get("data", {})
     note = (f"{run.run['method']} {run.run['variant']}, budget {run.run['budget']}, seed {run.run['seed']}; clean on "
             f"the first {clean.result['n']}, AutoAttack on the first {attack.result['n']} test images; not the paper's "

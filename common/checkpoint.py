@@ -133,7 +133,7 @@ def load_weights(model: nn.Module, path: Path, *, part: str | None = None) -> Lo
     if normalises and not set(INPUT) & set(left):
         spared |= {name: wanted[name] for name in INPUT}
     if said := misfit(_shapes(left), {name: shape for name, shape in _shapes(wanted).items() if name not in spared}):
-        raise UserError(f"{path} {said}; nothing was loaded")
+        raise UserError(f"{path} {said}; nothing was loaded", code="E-CHECKPOINT-FIT")
 
     model.load_state_dict(left | spared, strict=True)
     return LoadReport(path, sha256_of(path), taken.name, prefixes,
@@ -171,16 +171,18 @@ def _refuse_normalisation(path: Path, tensors: Mapping[str, Tensor], wanted: Map
     if inside and behind and not both:
         raise UserError(f"{path} normalises its input with {_pair(tensors)} behind a first normalisation that is not "
                         "in the file (its names start with 1.): build the model with both in one, normalise="
-                        "(first mean + first std * mean, first std * std); nothing was loaded")
+                        "(first mean + first std * mean, first std * std); nothing was loaded",
+                        code="E-CHECKPOINT-NORMALISE")
     if normalises:
         return
     if inside:
         raise UserError(f"{path} normalises its input and the model does not: build it with "
-                        f"normalise={_pair(tensors)}; nothing was loaded")
+                        f"normalise={_pair(tensors)}; nothing was loaded", code="E-CHECKPOINT-NORMALISE")
     if behind:
         raise UserError(f"the network in {path} stands behind something that is not in the file (its names start with "
                         "1.), most likely an input normalisation: build the model with normalise=(mean, std), or with "
-                        "means 0 and deviations 1 if it saw raw images; nothing was loaded")
+                        "means 0 and deviations 1 if it saw raw images; nothing was loaded",
+                        code="E-CHECKPOINT-NORMALISE")
 
 
 def _pair(tensors: Mapping[str, Tensor]) -> str:
@@ -198,7 +200,7 @@ def _explained(path: Path, function: Any, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}", code=error.code) from error
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -270,13 +272,14 @@ def _read(path: Path, map_location: torch.device | str, *, mmap: bool = False) -
         with open(path, "rb") as stream:
             zipped = zipfile.is_zipfile(stream)
             if not zipped and stream.seek(0, 2) == 0:
-                raise UserError(f"{path} is empty: fetch it or save it again")
+                raise UserError(f"{path} is empty: fetch it or save it again", code="E-CHECKPOINT-DAMAGED")
         if zipped and (damaged := _damaged(path)):
-            raise UserError(f"{path} is damaged (the checksum of {damaged} fails): fetch it or save it again")
+            raise UserError(f"{path} is damaged (the checksum of {damaged} fails): fetch it or save it again",
+                            code="E-CHECKPOINT-DAMAGED")
     except FileNotFoundError as error:
-        raise UserError(f"there is no checkpoint {path}") from error
+        raise UserError(f"there is no checkpoint {path}", code="E-CHECKPOINT-MISSING") from error
     except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}", code="E-READ") from error
     try:
         # Warnings of torch about odd files say less than the errors below.
         with torch.serialization.safe_globals(_plain_globals()), warnings.catch_warnings():
@@ -287,10 +290,10 @@ def _read(path: Path, map_location: torch.device | str, *, mmap: bool = False) -
     except Exception as error:  # a file that is no checkpoint makes the unpickler raise errors of every kind
         if (code := _code_in(path, error)) is not None:
             raise UserError(f"{path} holds code{code}, not only tensors: refused, and none of it was run; save the "
-                            "network's state_dict() with torch.save and give that file") from error
+                            "network's state_dict() with torch.save and give that file", code="E-PICKLE") from error
         said = f" ({str(error).splitlines()[0][:120]})" if isinstance(error, RuntimeError) and str(error) else ""
         raise UserError(f"{path} is no checkpoint that torch can read: damaged, cut short or another kind of file"
-                        f"{said}") from error
+                        f"{said}", code="E-CHECKPOINT-DAMAGED") from error
 
 
 def _damaged(path: Path) -> str | None:

@@ -68,7 +68,8 @@ def run_folder(text: str, why: str = "no run.json") -> Path:
         twins = [root / "results" / Path(*parts[-3:]) for root in roots] if base.is_dir() else []
         if found := [twin for twin in twins if (twin / "run.json").is_file()]:
             return found[0]
-    raise UserError(f"{text} is no run of this repository ({why}): give results/<paper>/<data set>/<run>")
+    raise UserError(f"{text} is no run of this repository ({why}): give results/<paper>/<data set>/<run>",
+                    code="E-NO-RUN")
 
 
 def why_none(text: str, theirs: str) -> str:
@@ -93,10 +94,10 @@ def unfinished(text: str, paper: str, script: str, evaluation: str, theirs: str 
     run = read_record(folder / "run.json", "run")
     words = recorded_flags(run, script)
     if run["paper"] != paper or words is None:
-        raise UserError(f"{text} is no run of {script}: it was made with {run['command']}")
+        raise UserError(f"{text} is no run of {script}: it was made with {run['command']}", code="E-RUN-OTHER-SCRIPT")
     if (folder / "train.json").exists():
         raise UserError(f"{run['run']} is trained to its end, there is nothing to resume; evaluate it: "
-                        f"{evaluation} {portable(str(folder))}")
+                        f"{evaluation} {portable(str(folder))}", code="E-RUN-FINISHED")
     root = folder.resolve().parents[2]
     place = [] if root == ROOT / "results" else ["--results", str(root), "--weights", str(root.parent / "weights")]
     return [*words, *place, "--run", run["run"], "--dataset_name", run["dataset"]]
@@ -116,14 +117,15 @@ def found_data(spec: str, source: str) -> str:
     here = found_at(file)
     if here is None:
         raise UserError(f"the run was trained on {source}, given as --data {spec}, which is not here: say with --data "
-                        "where it lies")
+                        "where it lies", code="E-DATA-MISSING")
     return f"{kind}:{here}{question}{query}"
 
 
 def chosen_checkpoint(run: Mapping[str, Any], kept: Collection[str], asked: str | None, usual: str) -> str:
     """The checkpoint asked for, or the usual one; UserError where the run has none of that name."""
     if (asked or usual) not in kept:
-        raise UserError(f"{run['run']} has no checkpoint {asked or usual!r}: there are {', '.join(kept)}")
+        raise UserError(f"{run['run']} has no checkpoint {asked or usual!r}: there are {', '.join(kept)}",
+                        code="E-RUN-CHECKPOINT")
     return asked or usual
 
 
@@ -148,8 +150,8 @@ def judge_file(file: Path | None, *, model: Mapping[str, Any], told: str, plan: 
     from common.evaluation.subject import built
 
     if out is not None and out.is_dir():
-        raise UserError(f"--out {out} is a folder: name a file")
-    network = built(model)
+        raise UserError(f"--out {out} is a folder: name a file", code="E-OUT")
+    network = built(model, trusted=True)
     loaded = portable(str(load_weights(network, file, part=part))) if file else "weights of its own"
     shown = model.get("builder") or f"{model['name']}, {model['classes']} classes"
     print(f"{loaded}\n{shown}, as said by {told}")

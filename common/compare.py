@@ -37,7 +37,7 @@ class Judged:
             for name, result in record.results.items():
                 if name in found:
                     raise UserError(f"{self.run.folder}: two plans judge {name}: name the file, "
-                                    f"{found[name][0].path.name} or {record.path.name}")
+                                    f"{found[name][0].path.name} or {record.path.name}", code="E-COMPARE")
                 found[name] = record, result
         return found
 
@@ -104,12 +104,14 @@ def read_judged(path: Path) -> Judged:
         record = EvalRecord(path, read_record(path, "eval"))
         run, records = read_run(path.parent), (record,)
         if stale(run, record):
-            raise UserError(f"{path} judged other weights than train.json names: evaluate the run again")
+            raise UserError(f"{path} judged other weights than train.json names: evaluate the run again",
+                            code="E-NOT-JUDGED")
     else:
-        raise UserError(f"{path} is neither a run's folder (results/PAPER/DATA/RUN) nor its eval-PLAN.json")
+        raise UserError(f"{path} is neither a run's folder (results/PAPER/DATA/RUN) nor its eval-PLAN.json",
+                        code="E-NO-RUN")
     if run.train is None or not records:
         raise UserError(f"{path} has no evaluation of a finished training: make one with python -m scripts.evaluate "
-                        f"{path if path.is_dir() else path.parent} --plan PLAN")
+                        f"{path if path.is_dir() else path.parent} --plan PLAN", code="E-NOT-JUDGED")
     return Judged(run, records)
 
 
@@ -119,11 +121,11 @@ def check_side(side: Sequence[Judged], per_seed: Sequence[str] = ()) -> None:
     for key in ("paper", "dataset", "method", "variant"):
         if other := next((one.run.run for one in side if one.run.run[key] != first[key]), None):
             raise UserError(f"one side, two methods: {first['run']} has {key} {first[key]}, {other['run']} "
-                            f"{other[key]}")
+                            f"{other[key]}", code="E-COMPARE")
     try:
         group([one.run for one in side], first["method"], first["variant"], per_seed)
     except ValueError as error:
-        raise UserError(f"the runs of a side may differ in the seed only: {error}") from error
+        raise UserError(f"the runs of a side may differ in the seed only: {error}", code="E-COMPARE") from error
 
 
 def compare(a: Sequence[Judged], b: Sequence[Judged], *, common: bool = False,
@@ -146,7 +148,7 @@ def compare(a: Sequence[Judged], b: Sequence[Judged], *, common: bool = False,
             found.append(_compared(first, second, pairs, tables, common))
     if not found:
         raise UserError(f"{pairs[0][0].run.folder} and {pairs[0][1].run.folder} share no evaluator: evaluate both by "
-                        "one plan")
+                        "one plan", code="E-COMPARE")
     return found, left
 
 
@@ -157,7 +159,7 @@ def matched(a: Sequence[Judged], b: Sequence[Judged]) -> list[tuple[Judged, Judg
     first, second = {one.seed: one for one in a}, {one.seed: one for one in b}
     if first.keys() != second.keys():
         raise UserError(f"several runs are compared seed by seed: one side has seeds {sorted(first)}, the other "
-                        f"{sorted(second)}; name runs of the same seeds")
+                        f"{sorted(second)}; name runs of the same seeds", code="E-COMPARE")
     return [(first[seed], second[seed]) for seed in sorted(first)]
 
 
@@ -178,7 +180,7 @@ def check_quirks(one: Judged, other: Judged, measuring: Mapping[str, Sequence[st
                      for side in (one, other))
     if first != second:
         raise UserError(f"not measured alike: quirks {', '.join(sorted(first)) or 'none'} in {one.run.name}, "
-                        f"{', '.join(sorted(second)) or 'none'} in {other.run.name}")
+                        f"{', '.join(sorted(second)) or 'none'} in {other.run.name}", code="E-COMPARE")
 
 
 def difference_of(first: Verdict, second: Verdict, common: bool = False) -> str | None:
@@ -219,7 +221,7 @@ def _compared(first: str, second: str, pairs: Sequence[tuple[Judged, Judged]],
         for ours, theirs in ((one, other), (start, one)):
             if told := difference_of(ours, theirs, common):
                 raise UserError(f"not measured alike: {first}: {told} ({short(ours[0].path)} and "
-                                f"{short(theirs[0].path)})")
+                                f"{short(theirs[0].path)})", code="E-COMPARE")
     n = min(result["n"] for pair in verdicts for _, result in pair)
     flags = [[record.arrays[result["name"]][:n] for record, result in pair] for pair in verdicts]
     counted = [paired(*pair) for pair in flags]

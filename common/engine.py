@@ -89,7 +89,7 @@ class Engine:
         """
         chosen = group.settle(find_device(device))
         if precision not in PRECISIONS:
-            raise UserError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}")
+            raise UserError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}", code="E-FLAG-VALUE")
         if precision == "auto":
             precision = "bf16" if bf16_is_fast(chosen) else "fp32"
         fast, wanted = precision == "bf16", chosen_speedups(speedups, chosen)
@@ -198,12 +198,14 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name} is no device: try auto, cpu, cuda or cuda:1") from error
+        raise UserError(f"--device {name} is no device: try auto, cpu, cuda or cuda:1", code="E-DEVICE") from error
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not here.get(device.type, False):
-        raise UserError(f"--device {name}: this machine has no {device.type} device; --device auto takes what there is")
+        raise UserError(f"--device {name}: this machine has no {device.type} device; --device auto takes what there is",
+                        code="E-DEVICE")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0",
+                        code="E-DEVICE")
     return device
 
 
@@ -214,9 +216,10 @@ def chosen_speedups(words: str, device: torch.device) -> set[str]:
     wanted = {word.strip() for word in words.split(",")} - {"none"}
     if unknown := wanted - set(SPEEDUPS):
         raise UserError(f"--speedups {words}: there is no {', '.join(sorted(unknown))}; choose from "
-                        f"{', '.join(SPEEDUPS)}, or auto or none")
+                        f"{', '.join(SPEEDUPS)}, or auto or none", code="E-SPEEDUPS")
     if "graphs" in wanted and device.type != "cuda":
-        raise UserError(f"--speedups {words}: CUDA graphs need a CUDA device, this is {device.type}: leave them out")
+        raise UserError(f"--speedups {words}: CUDA graphs need a CUDA device, this is {device.type}: leave them out",
+                        code="E-SPEEDUPS")
     return wanted
 
 

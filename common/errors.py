@@ -72,7 +72,7 @@ def _disk_line(error: OSError) -> str:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     where = error.filename or "standard output or a temporary file"
     return (f"error: cannot write {where}: {error.strerror}: free some space (or set TMPDIR) and type the same command "
-            "again; what is done is kept [E-DISK]")
+            "again; what is done is kept [E-DISK-FULL]")
 
 
 def _meet() -> Callable[[Any], None]:

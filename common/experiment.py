@@ -84,7 +84,7 @@ class Experiment:
         shown = "; ".join(f"{key} {pairs[key][0]!r} there, {pairs[key][1]!r} here" for key in names[:4])
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         raise UserError(f"{portable(str(self.folder))} holds a run of another configuration ({shown}{more}): "
-                        "give this one another name with --run, or move that folder away")
+                        "give this one another name with --run, or move that folder away", code="E-RUN-OTHER-CONFIG")
 
     def _other(self) -> dict[str, Any] | None:
         """The run.json of another configuration that stands in the folder, or None."""
@@ -233,14 +233,18 @@ def load_data(spec: str, data_dir: str | None, *, n_train: int | None = None, he
 
 def build_network(description: Mapping[str, Any]) -> nn.Module:
     """The network that config["model"] describes: {"name", "classes", ...} for `common.models.build`, or
-    {"builder": "package.module:function", ...} for a network that only one paper has.
+    {"builder": "PAPER.network:build", ...} for a network that only one paper has.  Any other builder is a UserError:
+    the description may stand in a record of anybody's, and what it names would be run.
     """
     options = dict(description)
     builder = options.pop("builder", None)
     if builder is None:
         return models.build(options.pop("name"), **options)
-    module, _, function = builder.partition(":")
-    return getattr(importlib.import_module(module), function)(**options)
+    package, _, function = str(builder).partition(".")
+    if function != "network:build" or not (ROOT / package / "network.py").is_file():
+        raise UserError(f"a record says that {builder} builds the network; it is none of this repository's and was not "
+                        f"run: where you trust it, name it yourself with --model {builder}", code="E-BUILDER")
+    return importlib.import_module(f"{package}.network").build(**options)
 
 
 def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping[str, Any], engine: Engine,
@@ -262,18 +266,21 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     crew = group.current()
     run = records.read_record(folder / "run.json", "run")
     if not (folder / "train.json").exists():
-        raise UserError(f"{portable(str(folder))} is not trained to its end: type its command again: {run['command']}")
+        raise UserError(f"{portable(str(folder))} is not trained to its end: type its command again: {run['command']}",
+                        code="E-NOT-TRAINED")
     train = records.read_record(folder / "train.json", "train")
     entry = train["weights"].get(checkpoint)
     if entry is None:
-        raise UserError(f"{run['run']} has no checkpoint {checkpoint!r}: there are {', '.join(train['weights'])}")
+        raise UserError(f"{run['run']} has no checkpoint {checkpoint!r}: there are {', '.join(train['weights'])}",
+                        code="E-RUN-CHECKPOINT")
     path = weights / entry["file"]
     if not path.exists():
         raise UserError(f"the weights {portable(str(path))} are not here (weights are not kept in git): train the run "
-                        f"again: {run['command']}")
+                        f"again: {run['command']}", code="E-WEIGHTS-MISSING")
     digest = sha256_of(path)
     if digest != entry["sha256"]:
-        raise UserError(f"{portable(str(path))} is not the file that train.json names: train the run again")
+        raise UserError(f"{portable(str(path))} is not the file that train.json names: train the run again",
+                        code="E-WEIGHTS-CHANGED")
     measured = {"plan_sha256": plan_sha256(plan), "weights_sha256": digest, "seed": seed, "checkpoint": checkpoint}
 
     def known() -> Path | None:

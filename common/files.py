@@ -88,19 +88,21 @@ def remove(*paths: Path) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"cannot remove {path}: {error.strerror or error}") from error
+            raise UserError(f"cannot remove {path}: {error.strerror or error}", code="E-WRITE") from error
 
 
 def write_failure(path: Path, error: OSError) -> UserError:
     """The UserError that a failed write of `path` becomes."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left while writing {path}: free some space and type the same command again; "
-                         "the last whole file is kept")
+                         "the last whole file is kept", code="E-DISK-FULL")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return UserError(f"cannot write {path}: {error.strerror}: make its folder writable, or name another one")
+        return UserError(f"cannot write {path}: {error.strerror}: make its folder writable, or name another one",
+                         code="E-WRITE")
     if error.errno is None:                          # numpy's, where the file ends before the array
-        return UserError(f"cannot write {path}: only a part went to the disk ({error}): is it full?")
-    return UserError(f"cannot write {path}: {error.strerror}")
+        return UserError(f"cannot write {path}: only a part went to the disk ({error}): is it full?",
+                         code="E-DISK-FULL")
+    return UserError(f"cannot write {path}: {error.strerror}", code="E-WRITE")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -119,9 +121,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
+        raise UserError(f"{path} does not exist", code="E-RECORD") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from error
+        raise UserError(f"{path} is not readable JSON: {error}", code="E-RECORD") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -12,6 +12,7 @@ from common.evaluation.searches import SEARCHES
 
 TRUE = ("yes", "true", "t", "y", "1")
 FALSE = ("no", "false", "f", "n", "0")
+LONGEST_NAME = 150                 # file systems take 255; while a file is written its name is longer
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,8 +22,9 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+    def error(self, message: str, code: str | None = None) -> NoReturn:
+        code = code or ("E-FLAG-MISSING" if message.startswith("the following arguments are") else "E-FLAG-VALUE")
+        raise UserError(f"{message} (see {self.prog} --help)", code=code)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -30,7 +32,7 @@ class Parser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
             hint = f": did you mean {close[0]}?" if close else ""
-            self.error(f"unknown flag {unknown[0]}{hint}")
+            self.error(f"unknown flag {unknown[0]}{hint}", code="E-FLAG")
         return parsed
 
 
@@ -99,6 +101,8 @@ def name(text: str) -> str:
     """What may name a run: letters, digits, '.', '_' and '-'."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} cannot name a run: use letters, digits, '.', '_' and '-'")
+    if len(text) > LONGEST_NAME:
+        raise argparse.ArgumentTypeError(f"{text!r} has {len(text)} letters: name a run with at most {LONGEST_NAME}")
     return text
 
 
@@ -118,7 +122,8 @@ def choose_quirks(text: str, kinds: Mapping[str, str]) -> tuple[str, ...]:
         elif word in kinds:
             chosen.add(word)
         else:
-            raise UserError(f"--quirks {word}: unknown; there are {', '.join(sorted(kinds))}, all, none, default")
+            raise UserError(f"--quirks {word}: unknown; there are {', '.join(sorted(kinds))}, all, none, default",
+                            code="E-QUIRK")
     return tuple(sorted(chosen))
 
 

@@ -234,7 +234,7 @@ def settle(device: torch.device) -> torch.device:
         return device
     if device.type != "cuda":
         raise UserError(f"--device {device.type}: {crew.ranks} processes work on CUDA devices or the CPU alone; start "
-                        "one process")
+                        "one process", code="E-PROCESSES")
     # Of several GPUs the local rank's own; a scheduler may show each process a single one.
     chosen, count = device, torch.cuda.device_count()
     if device.index is None:
@@ -247,7 +247,8 @@ def settle(device: torch.device) -> torch.device:
     elif device.index is None:
         shared = next(name for name in used if used.count(name) > 1)
         raise UserError(f"{used.count(shared)} processes share a GPU of {shared[0]}: start one for each GPU (srun: "
-                        f"--gpus-per-task 1); --device cuda:{chosen.index} shares it all the same, slowly")
+                        f"--gpus-per-task 1); --device cuda:{chosen.index} shares it all the same, slowly",
+                        code="E-PROCESSES")
     return chosen
 
 

@@ -61,7 +61,7 @@ class Journal:
         path = self.weights / "resume.pt"
         if len(set(self.crew.gather(path.exists()))) > 1:
             raise UserError(f"{path} is there for some of the {self.crew.ranks} processes only: all must see the same "
-                            "folders (--results, --weights)")
+                            "folders (--results, --weights)", code="E-PROCESSES")
         if not path.exists():
             self._cut(0)
             return False
@@ -73,7 +73,7 @@ class Journal:
         lines = len(read_metrics(self.metrics, self.epoch))
         if lines < self.epoch:
             raise UserError(f"{self.metrics} has {lines} of the {self.epoch} epochs that {path} has trained: restore "
-                            f"it, or move {self.weights} away to train again")
+                            f"it, or move {self.weights} away to train again", code="E-RESUME")
         self.crew.barrier()
         self._cut(self.epoch)
         return True
@@ -101,7 +101,7 @@ class Journal:
             raise UserError(f"{path} is damaged or no resume file of this run ({_brief(error)}): restore it, or remove "
                             "it to train this run again from its first epoch", code="E-RESUME-DAMAGED") from error
         raise UserError(f"{path} belongs to another configuration: give this run another name (--run), "
-                        "or move the old folder away")
+                        "or move the old folder away", code="E-RESUME")
 
     def _cut(self, lines: int) -> None:
         if self.crew.leads:
@@ -194,7 +194,8 @@ class Journal:
                 raise UserError(
                     f"{name} is {values[steps.index(broken)]} in epoch {self.epoch + 1}, step {broken + 1} of "
                     f"{len(logs)} (step {self.step + broken + 1} of the run): training stops. The state after epoch "
-                    f"{self.epoch} is kept in {self.weights}. Try a lower learning rate, or --precision fp32")
+                    f"{self.epoch} is kept in {self.weights}. Try a lower learning rate, or --precision fp32",
+                    code="E-NOT-FINITE")
             means[name] = math.fsum(values) / len(values)
         # The last step's loss was found before it moved the weights.
         tensors = [(name, tensor) for part in self.parts.values() if isinstance(part, nn.Module)
@@ -220,7 +221,7 @@ class Journal:
 
     def _refuse(self, what: str, epoch: int) -> NoReturn:
         raise UserError(f"{what} after epoch {epoch}: training stops. The state after epoch {self.epoch} is kept in "
-                        f"{self.weights}. Try a lower learning rate, or --precision fp32")
+                        f"{self.weights}. Try a lower learning rate, or --precision fp32", code="E-NOT-FINITE")
 
 
 def _brief(error: Exception) -> str:

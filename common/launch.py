@@ -50,7 +50,7 @@ def place(given: Mapping[str, str] = os.environ) -> Place:
         return Place()
     if not 0 <= found.rank < found.ranks:
         raise UserError(f"process {found.rank} of {found.ranks}: the environment's RANK and WORLD_SIZE (or "
-                        "SLURM_PROCID and SLURM_STEP_NUM_TASKS) contradict each other")
+                        "SLURM_PROCID and SLURM_STEP_NUM_TASKS) contradict each other", code="E-PROCESSES")
     return found
 
 
@@ -61,7 +61,7 @@ def number(given: Mapping[str, str], name: str, default: int | None = None) -> i
         return int(text)
     except (TypeError, ValueError):
         raise UserError(f"the environment's {name} is {text!r}, no whole number: start several processes with torchrun "
-                        "or srun, which set it, or unset it") from None
+                        "or srun, which set it, or unset it", code="E-PROCESSES") from None
 
 
 def first_host(nodes: str) -> str:

@@ -133,7 +133,7 @@ def build(papers: Sequence[Paper], runs: Sequence[RunRecord], threat: Threat = T
             try:
                 members = group(some, method, variant, paper.table.per_seed)
             except ValueError as error:
-                raise UserError(f"leaderboard: {error}") from error
+                raise UserError(f"leaderboard: {error}", code="E-COMPARE") from error
             found = _entries(paper, labels.get((method, variant), f"{method} {variant}"), members, some, threat)
             entries += found
             counted = {run.folder for entry in found for run in entry.runs}
@@ -195,7 +195,7 @@ def _entry(paper: Paper, label: str, members: Sequence[RunRecord], others: Seque
     try:
         clean, attacked = (cell(runs, name, (plan,)) for name in names)
     except ValueError as error:
-        raise UserError(f"leaderboard: {error}") from error
+        raise UserError(f"leaderboard: {error}", code="E-COMPARE") from error
     first = runs[0]
     named = {run.name: run for run in others}
     efforts = [paper.effort(run) if paper.effort else Effort(passes=math.nan) for run in runs]

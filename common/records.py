@@ -202,15 +202,17 @@ def read_metrics(path: Path, epochs: int | None = None) -> list[dict[str, Any]]:
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}", code="E-METRICS") from error
     rows = []
     for number, line in enumerate(lines[:epochs], start=1):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path} line {number} is not JSON: restore the file or train the run again") from error
+            raise UserError(f"{path} line {number} is not JSON: restore the file or train the run again",
+                            code="E-METRICS") from error
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
-            raise UserError(f"{path} line {number} names no epoch: restore the file or train the run again")
+            raise UserError(f"{path} line {number} names no epoch: restore the file or train the run again",
+                            code="E-METRICS")
         rows.append(row)
     return rows
 
@@ -249,9 +251,10 @@ class EvalRecord:
         """
         path = self.path.with_name(self.record["flags"])
         if not path.exists():
-            raise UserError(f"{path} is missing: restore it from git or evaluate the run again")
+            raise UserError(f"{path} is missing: restore it from git or evaluate the run again", code="E-FLAGS-FILE")
         if sha256_of(path) != self.record["flags_sha256"]:
-            raise UserError(f"{path} is not the file that {self.path.name} names: evaluate the run again")
+            raise UserError(f"{path} is not the file that {self.path.name} names: evaluate the run again",
+                            code="E-FLAGS-FILE")
         with np.load(path) as stored:
             return {name: stored[name] for name in stored.files}
 
@@ -289,7 +292,7 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
     if not found and path.parent.name != record["run"]:
         found = [f"it is of run {record['run']!r}"]
     if found:
-        raise UserError(f"{path} is not a whole {kind} record: " + "; ".join(found))
+        raise UserError(f"{path} is not a whole {kind} record: " + "; ".join(found), code="E-RECORD")
     return record
 
 
@@ -312,5 +315,6 @@ def _runs(results: Path, paper: str, dataset: str) -> Iterator[RunRecord]:
     for path in sorted(results.glob(f"{paper}/{dataset}/*/run.json")):
         record = read_run(path.parent)
         if (record.run["paper"], record.run["dataset"]) != path.parts[-4:-2]:
-            raise UserError(f"{path} is of {record.run['paper']}/{record.run['dataset']}: it stands in another folder")
+            raise UserError(f"{path} is of {record.run['paper']}/{record.run['dataset']}: it stands in another folder",
+                            code="E-RECORD")
         yield record

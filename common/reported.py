@@ -48,14 +48,14 @@ def read(path: Path) -> list[Reported]:
         # Without a header, so that a line longer than the first one is an error and not taken for an index.
         table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:              # pandas' parser errors are ValueErrors
-        raise UserError(f"{path}: {error}; it {needs}") from error
+        raise UserError(f"{path}: {error}; it {needs}", code="E-REPORTED") from error
     names = table.iloc[0].tolist()
     if set(names) != set(Reported.__dataclass_fields__):
-        raise UserError(f"{path} line 1: {needs}")
+        raise UserError(f"{path} line 1: {needs}", code="E-REPORTED")
     rows = table.iloc[1:].set_axis(names, axis=1).to_dict("records")
     for number, row in enumerate(rows, start=2):
         if row["source_class"] not in CLASSES or not row["source"] or not all(isinstance(v, str) for v in row.values()):
-            raise UserError(f"{path} line {number}: {needs}")
+            raise UserError(f"{path} line {number}: {needs}", code="E-REPORTED")
     return [Reported(**row) for row in rows]
 
 

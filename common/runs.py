@@ -227,7 +227,7 @@ def numbers(text: str | None, what: str) -> tuple[int, ...] | None:
     if words is None:
         return None
     if not all(word.isdigit() for word in words) or len(set(words)) < len(words):
-        raise UserError(f"{what}={text} must be different whole numbers, such as {what}=1,2,3")
+        raise UserError(f"{what}={text} must be different whole numbers, such as {what}=1,2,3", code="E-SEEDS")
     return tuple(int(word) for word in words)
 
 

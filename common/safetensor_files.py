@@ -32,9 +32,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return library.torch.load_file(path, device="cpu")
     except FileNotFoundError as error:
-        raise UserError(f"there is no checkpoint {path}") from error
+        raise UserError(f"there is no checkpoint {path}", code="E-CHECKPOINT-MISSING") from error
     except (OSError, library.SafetensorError) as error:
-        raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
+        raise UserError(f"{path} is no safetensors file, or damaged: {error}", code="E-CHECKPOINT-DAMAGED") from error
 
 
 def _library():
@@ -42,5 +42,6 @@ def _library():
     try:
         import safetensors.torch
     except ImportError as error:
-        raise UserError("safetensors is not installed: make setup, or install it in your own environment") from error
+        raise UserError("safetensors is not installed: make setup, or install it in your own environment",
+                        code="E-PACKAGE") from error
     return safetensors

@@ -35,7 +35,8 @@ def with_weights(digest: str, folder: Path, weights: Path) -> SourceRun:
             if entry.get("sha256") == digest:
                 return of_run(path.parent, kept / path.parents[1].name / path.parent.name, kind)
     raise UserError(f"the gradients of a network are needed whose weights have the sha256 {digest[:12]}..., and no run "
-                    f"in {portable(str(paper))} has them: it was trained again or moved away; take up another source")
+                    f"in {portable(str(paper))} has them: it was trained again or moved away; take up another source",
+                    code="E-SOURCE")
 
 
 def of_run(folder: Path, weights: Path, kind: str | None = None) -> SourceRun:
@@ -44,16 +45,17 @@ def of_run(folder: Path, weights: Path, kind: str | None = None) -> SourceRun:
     run, shown = records.read_record(folder / "run.json", "run"), portable(str(folder))
     if not (folder / "train.json").exists():
         raise UserError(f"{shown} is not trained to its end, so that its gradients cannot be taken: type its command "
-                        f"again: {run['command']}")
+                        f"again: {run['command']}", code="E-NOT-TRAINED")
     named = records.read_record(folder / "train.json", "train")["weights"]
     chosen = kind or next((one for one in KINDS if one in named), "")
     if chosen not in named:
-        raise UserError(f"{shown} has no weights {chosen or ' or '.join(KINDS)!r}: there are {', '.join(named)}")
+        raise UserError(f"{shown} has no weights {chosen or ' or '.join(KINDS)!r}: there are {', '.join(named)}",
+                        code="E-RUN-CHECKPOINT")
     file, digest = weights / named[chosen]["file"], named[chosen]["sha256"]
     if not file.exists():
         raise UserError(f"the weights {portable(str(file))}, whose gradients are needed, are not here (weights are not "
-                        f"kept in git): train that run again: {run['command']}")
+                        f"kept in git): train that run again: {run['command']}", code="E-WEIGHTS-MISSING")
     if sha256_of(file) != digest:
         raise UserError(f"{portable(str(file))}, whose gradients are needed, is not the file that train.json names: "
-                        "train that run again")
+                        "train that run again", code="E-WEIGHTS-CHANGED")
     return SourceRun(folder, run, file, digest)

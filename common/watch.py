@@ -37,7 +37,7 @@ def connect(place: Place, *, listens: bool) -> distributed.Store:
         what = f"cannot listen on {where}" if listens else f"cannot reach rank 0 at {where}"
         raise UserError(f"process {place.rank} of {place.ranks} {what} ({str(error).splitlines()[0][:100]}): is the "
                         "port taken by another run? (torchrun --standalone finds a free one; MASTER_PORT names one)"
-                        ) from error
+                        , code="E-PROCESSES") from error
     return distributed.PrefixStore(f"run/{place.attempt}", store)
 
 
@@ -62,7 +62,7 @@ class Watch:
             if time.monotonic() > deadline:
                 raise UserError(f"only {here} of {self.place.ranks} processes are here after {MEETING / 60:.0f} min: "
                                 "look what the others say, and whether their machines reach "
-                                f"{self.place.host}:{self.place.port}")
+                                f"{self.place.host}:{self.place.port}", code="E-PROCESSES")
             time.sleep(0.02)
             here = self.asking.add("here", 0)
 

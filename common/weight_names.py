@@ -68,7 +68,7 @@ def strip_prefixes(names: Collection[str]) -> Plain:
             current = {old: new.removeprefix("0.") for old, new in current.items()}
         current = {old: new.removeprefix(prefix) for old, new in current.items()}
     if len(set(current.values())) < len(current):
-        raise UserError("two entries have the same name once their prefixes are taken off")
+        raise UserError("two entries have the same name once their prefixes are taken off", code="E-CHECKPOINT-FIT")
     return Plain(current, tuple(prefixes), behind)
 
 
@@ -101,7 +101,7 @@ def rename(names: Collection[str], wanted: Collection[str]) -> dict[str, str]:
     best = min(options, key=lambda option: (len(option) - len(set(option.values())),
                                             len(set(option.values()) ^ set(wanted))))
     if twice := [new for new, count in Counter(best.values()).items() if count > 1]:
-        raise UserError(f"several entries stand for the model's {listed(twice)}")
+        raise UserError(f"several entries stand for the model's {listed(twice)}", code="E-CHECKPOINT-FIT")
     return best
 
 
@@ -194,13 +194,15 @@ def pick_part(tree: Any, part: str | None) -> Part:
     if part is not None:
         if part not in found:
             raise UserError(f"there is no part {part!r}; " + (f"there are {', '.join(found)}" if found else
-                            "it is a bare state dict" if is_state(tree) else "it holds no weights"))
+                            "it is a bare state dict" if is_state(tree) else "it holds no weights"),
+                            code="E-CHECKPOINT-PART")
         return Part(part, found[part], tuple(name for name in found if name != part))
     if not found:
-        raise UserError("it holds no network's weights (no dict of names to tensors)")
+        raise UserError("it holds no network's weights (no dict of names to tensors)", code="E-CHECKPOINT-PART")
     known = sorted((name for name in found if _rank(name) < len(PARTS)), key=_rank)
     if not known and len(found) > 1:
-        raise UserError(f"it holds several networks: say which one with part= ({', '.join(found)})")
+        raise UserError(f"it holds several networks: say which one with part= ({', '.join(found)})",
+                        code="E-CHECKPOINT-PART")
     taken = known[0] if known else next(iter(found))
     return Part(taken, found[taken], tuple(name for name in found if name != taken))
 

@@ -59,7 +59,8 @@ def chosen_plan(args: argparse.Namespace, typed: dict[str, Any], settings: Setti
     quirks = choose_quirks(args.quirks, QUIRKS)
     if args.plan is not None:
         if args.train:
-            raise UserError("--plan measures on test images: leave --train out, or give version, norm and eps instead")
+            raise UserError("--plan measures on test images: leave --train out, or give version, norm and eps instead",
+                            code="E-FLAG-PAIR")
         said = sorted({"norm_attack", "eps_eval", "version", "n"} & typed.keys())
         if said:
             print(f"note: --plan {args.plan} says all; no effect: --{', --'.join(said)}", file=sys.stderr)
@@ -76,13 +77,13 @@ def asked_eps(norm: str, text: str | None) -> tuple[str, ...]:
     """--eps_eval as plans write it; UserError for what is no radius."""
     if text is None and norm == "l2":
         raise UserError("--norm_attack L2 needs --eps_eval: it is taken as it is, for images in [0,1], such as 0.5 or "
-                        "128/255")
+                        "128/255", code="E-FLAG-MISSING")
     found = []
     for word in (text or "8").split(","):
         try:
             value = number(word)
         except argparse.ArgumentTypeError as error:
-            raise UserError(f"--eps_eval {error}") from error
+            raise UserError(f"--eps_eval {error}", code="E-RADIUS") from error
         if norm == "linf" and "/" not in word:
             if 0 < value < 0.5:
                 print(f"note: --eps_eval {word} with Linf means {word}/255, as in the original; for a radius of {word} "
@@ -96,12 +97,14 @@ def evaluate_run(folder: Path, args: argparse.Namespace, typed: dict[str, Any]) 
     """Evaluate a run of ours; the records go into its folder."""
     run = read_record(folder / "run.json", "run")
     if run["paper"] != "dyart":
-        raise UserError(f"{portable(str(folder))} is a run of {run['paper']}: use python -m scripts.evaluate")
+        raise UserError(f"{portable(str(folder))} is a run of {run['paper']}: use python -m scripts.evaluate",
+                        code="E-RUN-OTHER-SCRIPT")
     if args.out is not None:
-        raise UserError("--out is for checkpoints that are no run of ours: a run's records go into its own folder")
+        raise UserError("--out is for checkpoints that are no run of ours: a run's records go into its own folder",
+                        code="E-FLAG-PAIR")
     if not (folder / "train.json").exists():
         raise UserError(f"{portable(str(folder))} is not trained to its end: resume it with bash dyart/scripts/"
-                        f"resume.sh {portable(str(folder))}")
+                        f"resume.sh {portable(str(folder))}", code="E-NOT-TRAINED")
     kept = read_record(folder / "train.json", "train")["weights"]
     usual = next((word for word in ("best", "average", "last") if word in kept), "last")
     checkpoint = commands.chosen_checkpoint(run, kept, args.checkpoint, usual)
@@ -121,7 +124,7 @@ def evaluate_run(folder: Path, args: argparse.Namespace, typed: dict[str, Any]) 
     found, part = data.describe(), "train" if args.train else "test"
     if found[f"{part}_fingerprint"] != run["data"][f"{part}_fingerprint"]:
         raise UserError(f"{found['source']} is not what the run was trained on ({run['data']['source']}): its {part} "
-                        "images have another fingerprint; name the right data with --data")
+                        "images have another fingerprint; name the right data with --data", code="E-RUN-DATA")
     root = Path(args.weights) if args.weights else folder.resolve().parents[3] / "weights"
     path = judge(folder=folder, weights=root / "dyart" / run["dataset"] / run["run"], plan=plan,
                  test=data.train if args.train else data.test, data=described(found, args.train),
@@ -179,9 +182,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     asked = args.fname_input
     if asked == DOTS:
         raise UserError("--fname_input: give the folder of a run (results/dyart/<data set>/<run>), a folder of the "
-                        "original repository, or a checkpoint file")
+                        "original repository, or a checkpoint file", code="E-FLAG-MISSING")
     if not any(base.exists() for base in (Path(asked), ROOT / asked)):
-        raise UserError(f"--fname_input {asked}: there is no such folder or file")
+        raise UserError(f"--fname_input {asked}: there is no such folder or file", code="E-CHECKPOINT-MISSING")
     # A file inside a run of ours, such as weights/dyart/cifar10/RUN/10.pt, is that run's checkpoint.
     inside = Path(asked).stem if asked.endswith(".pt") else None
     try:

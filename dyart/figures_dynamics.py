@@ -66,11 +66,13 @@ def read_one(path: Path) -> Dynamics | None:
             found = Dynamics(stored["epoch"], stored["radius"], stored["speed"], stored["radius"].shape[-1],
                              stored.get("speed_AT"))
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it from git or train the run again") from error
+        raise UserError(f"{path} cannot be read ({error}): restore it from git or train the run again",
+                        code="E-RECORD") from error
     if found.epoch.ndim != 1 or not len(found.epoch) or any(
             values.ndim != 2 or len(values) != len(found.epoch) or values.shape != found.radius.shape
             for values in (found.radius, found.speed, found.radius if found.rival is None else found.rival)):
-        raise UserError(f"{path} is not what dyart/observe.py writes: restore it from git or train the run again")
+        raise UserError(f"{path} is not what dyart/observe.py writes: restore it from git or train the run again",
+                        code="E-RECORD")
     return found
 
 

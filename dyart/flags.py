@@ -114,17 +114,18 @@ def settings_of(args: argparse.Namespace) -> Settings:
               "quirks": choose_quirks(args.quirks, QUIRKS), "train_epochs": 1 if args.debug else args.train_epochs}
     settings = Settings(**found)
     if settings.method == "MART" and settings.attack != "linf-pgd":
-        raise UserError(f"--attack {settings.attack}: MART has linf-pgd only")
+        raise UserError(f"--attack {settings.attack}: MART has linf-pgd only", code="E-FLAG-PAIR")
     if settings.method == "TRADES" and settings.attack == "fgsm":
-        raise UserError("--attack fgsm: TRADES has linf-pgd and l2-pgd only")
+        raise UserError("--attack fgsm: TRADES has linf-pgd and l2-pgd only", code="E-FLAG-PAIR")
     if settings.method == "DyART" and settings.attack == "l2-pgd":
-        raise UserError("--attack l2-pgd: DyART's checks of boundary points are for L-inf, and so is its validation")
+        raise UserError("--attack l2-pgd: DyART's checks of boundary points are for L-inf, and so is its validation",
+                        code="E-FLAG-PAIR")
     if settings.keep_clean and settings.method != "AT":
-        raise UserError("--keep-clean is for AT: --DyART false --beta -1")
+        raise UserError("--keep-clean is for AT: --DyART false --beta -1", code="E-FLAG-PAIR")
     if settings.clean_training and args.aux_data_filename:
         print("note: clean training takes no extra data; --aux-data-filename has no effect")
     if args.aux_ind_pth and not args.aux_data_filename:
-        raise UserError("--aux-ind-pth selects from --aux-data-filename, which is not given")
+        raise UserError("--aux-ind-pth selects from --aux-data-filename, which is not given", code="E-FLAG-PAIR")
     return settings
 
 
@@ -134,13 +135,14 @@ def check_choices(args: argparse.Namespace) -> None:
         word = getattr(args, flag[2:])
         if word in DEAD[flag]:
             raise UserError(f"{flag} {word} is listed by the released code but fails there: choose one of "
-                            f"{', '.join(known)}")
+                            f"{', '.join(known)}", code="E-FLAG-VALUE")
         if word not in known:
-            raise UserError(f"{flag} {word}: choose one of {', '.join(known)}")
+            raise UserError(f"{flag} {word}: choose one of {', '.join(known)}", code="E-FLAG-VALUE")
     for flag in ("--model", "--data"):
         word = getattr(args, flag[2:])
         if word in DEAD[flag]:
-            raise UserError(f"{flag} {word} is listed by the released code but fails there: see --help")
+            raise UserError(f"{flag} {word} is listed by the released code but fails there: see --help",
+                            code="E-FLAG-VALUE")
 
 
 def our_model(word: str) -> str:
@@ -181,7 +183,8 @@ def resumed(argv: Sequence[str]) -> list[str]:
     if not asked.resume:
         return list(argv)
     if asked.resume_fname is None:
-        raise UserError("--resume true needs --resume_fname FOLDER: the run's folder under results/dyart/")
+        raise UserError("--resume true needs --resume_fname FOLDER: the run's folder under results/dyart/",
+                        code="E-FLAG-MISSING")
     again = unfinished(asked.resume_fname, "dyart", "dyart/train.py", "bash dyart/scripts/eval.sh",
                        "ResumeParameter.pth")
     return [*again, *rest]

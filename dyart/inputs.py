@@ -84,7 +84,7 @@ def find_burn_in(settings: Settings, args: argparse.Namespace, budget: str, weig
         mending = (f"make it with: bash dyart/scripts/{script}_clean_training.sh (same --data, --model, --GroupNorm, "
                    "--budget, --seed), or name a checkpoint with --pretrained FILE")
         raise UserError(f"the burn-in checkpoint is missing: there is no {folders[0] / names[0]}; "
-                        f"{mending}")
+                        f"{mending}", code="E-BURN-IN")
     return found, {found.parent.name: sha256_of(found)}
 
 

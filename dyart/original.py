@@ -51,7 +51,7 @@ def find(text: str, checkpoint: str | None, flags: Mapping[str, Any]) -> Checkpo
             if not file.is_file():
                 there = ", ".join(sorted(path.name for path in base.glob("*.pt"))) or "none"
                 raise UserError(f"{text} has no {file.name}; checkpoints there: {there}: choose with --checkpoint "
-                                "best, last, test-best or a number")
+                                "best, last, test-best or a number", code="E-CHECKPOINT-MISSING")
             return described(file, flags)
     return None
 
@@ -61,7 +61,7 @@ def described(file: Path, flags: Mapping[str, Any]) -> Checkpoint:
     beside = file.parent / "args.txt"
     saved = read_json(beside) if beside.is_file() else None
     if saved is not None and not isinstance(saved, dict):
-        raise UserError(f"{beside} is not the JSON object that the original's training writes")
+        raise UserError(f"{beside} is not the JSON object that the original's training writes", code="E-RECORD")
     given = flags if saved is None else saved
     told = "the flags (there is no args.txt beside the file)" if saved is None else portable(str(beside))
     known = {}
@@ -70,7 +70,7 @@ def described(file: Path, flags: Mapping[str, Any]) -> Checkpoint:
             try:
                 known[name] = read(str(given[name]))
             except (ValueError, argparse.ArgumentTypeError) as error:
-                raise UserError(f"{told}: {name} {given[name]!r}: {error}") from error
+                raise UserError(f"{told}: {name} {given[name]!r}: {error}", code="E-RECORD") from error
     data = known.pop("data", "cifar10s")
     protocol = PROTOCOLS.get(data, data.partition("?")[0])
     settings = Settings(data=protocol, width=flags.get("width"), **known)

@@ -46,7 +46,7 @@ def plan_named(name: str, settings: Settings) -> Plan:
                            train=match[5] is not None)
     raise UserError(f"unknown plan {name!r}: give paper-dyart, paper-dyart-N (first N images), paper-dyart-N-M "
                     "(AutoAttack on the first M), or one attack such as aa-linf-8, aa-l2-0.5-1000, custom-linf-8, "
-                    "plus-linf-8")
+                    "plus-linf-8", code="E-PLAN")
 
 
 def paper_plan(name: str, settings: Settings, n: int | None, n_autoattack: int | None) -> Plan:
@@ -83,13 +83,13 @@ def radius(norm: str, text: str) -> float:
     """An eps as plans write it, in [0,1] units; UserError for one that no image pair needs."""
     value = float(text)
     if value <= 0:
-        raise UserError(f"eps {text}: it must be above 0")
+        raise UserError(f"eps {text}: it must be above 0", code="E-RADIUS")
     if norm == "linf" and value > 255:
         raise UserError(f"eps {text}: in L-inf it is counted in 255ths (8 means 8/255), and {text}/255 is larger than "
-                        "the whole range of a pixel")
+                        "the whole range of a pixel", code="E-RADIUS")
     if norm == "l2" and value > LARGEST_L2:
         raise UserError(f"eps {text}: in L2 it is taken as it is, for images in [0,1], and no network withstands "
-                        f"{text}; give 0.5 or 128/255, say")
+                        f"{text}; give 0.5 or 128/255, say", code="E-RADIUS")
     return value / 255 if norm == "linf" else value
 
 
@@ -98,6 +98,6 @@ def eps_text(norm: str, value: float) -> str:
     # A quotient such as 8/255, times 255, may be off by the last bit.
     shown = round(value * 255, 9) if norm == "linf" else value
     if shown <= 0:
-        raise UserError(f"eps {value:g}: it must be above 0")
+        raise UserError(f"eps {value:g}: it must be above 0", code="E-RADIUS")
     text = format(Decimal(repr(float(shown))), "f")            # 1e-05 as 0.00001
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -159,9 +159,9 @@ def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, met
     """
     if dataset not in ORIGINAL or (budget not in BUDGETS and (budget, dataset) not in SPECIAL):
         raise UserError(f"DyART has no data set {dataset!r} at budget {budget}: there are {', '.join(ORIGINAL)} at "
-                        f"{', '.join(BUDGETS)}")
+                        f"{', '.join(BUDGETS)}", code="E-TARGET")
     if extra and dataset != "cifar10-extra":
-        raise UserError(f"EXTRA={extra}: {dataset} trains on no additional images; cifar10-extra does")
+        raise UserError(f"EXTRA={extra}: {dataset} trains on no additional images; cifar10-extra does", code="E-EXTRA")
     shape = SPECIAL.get((budget, dataset)) or BUDGETS[budget]
     known = METHODS[:2] if dataset == "cifar10-extra" else METHODS
     chosen = [method_named(word, known) for word in methods or shape.methods if methods or word in known]
@@ -179,7 +179,7 @@ def method_named(word: str, known: tuple[str, ...] = METHODS) -> tuple[str, str]
     # With additional images no group-norm run was released, and none of the baselines.
     if method is None or (name.endswith("-gn") and len(known) < len(METHODS)):
         more = " (and -GN behind one for group norm)" if len(known) == len(METHODS) else " on cifar10-extra"
-        raise UserError(f"unknown method {word!r}: there are {', '.join(known)}{more}")
+        raise UserError(f"unknown method {word!r}: there are {', '.join(known)}{more}", code="E-METHOD")
     return method, "gn" if name.endswith("-gn") else "plain"
 
 

@@ -15,6 +15,7 @@ from common.data.mixed import MixedBatches
 from common.engine import Engine
 from common.environment import ROOT
 from common.errors import UserError
+from common.evaluation.harness import check_plan
 from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, judge, print_results
 from common.fit import SGD, BatchSource, TrainRecord, fit
 from common.seeds import fold
@@ -62,6 +63,8 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
                             budget=budget, seed=settings.seed, config=config, data=described, quirks=settings.quirks,
                             needs=needs, spec=args.spec, **roots)
     experiment.check_free()
+    tested = args.final_test and not settings.clean_training
+    plan = plan_named(args.plan or DEFAULT_PLAN, settings) if tested else None
     if experiment.finished():
         experiment.adopt()
         print(f"{name} is already trained")
@@ -70,16 +73,17 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
         network = build_network(model)
         if burn_in is not None:
             load_burn_in(network, burn_in)
+        if plan is not None:
+            check_plan(plan, network, images.data.test)
         batches = make_batches(settings, images, extra, engine)
         experiment.open(network)
         print(f"{name}: {settings.method} ({settings.variant}) on {described['source']}, {settings.model}, "
               f"{settings.last_epoch} epochs, {engine.precision} on {engine.describe()['device_name']}")
         trained = run_training(settings, experiment, network, images, batches, engine)
         experiment.close(trained, engine, selected_on=None if settings.clean_training else SELECTED_ON)
-    if args.final_test and not settings.clean_training:
+    if plan is not None:
         path = judge(folder=experiment.folder, weights=experiment.weights, test=images.data.test, data=described,
-                     plan=plan_named(args.plan or DEFAULT_PLAN, settings), engine=engine, checkpoint="best",
-                     seed=settings.seed)
+                     plan=plan, engine=engine, checkpoint="best", seed=settings.seed)
         print_results(path)
 
 
@@ -170,7 +174,7 @@ def find_extra(args: argparse.Namespace, images: Images) -> ExtraImages | None:
     if asked == "rest":
         if images.left_out is None:
             raise UserError("--aux-data-filename rest means the training images that --n_train leaves out: give "
-                            "--n_train, or name an npz file")
+                            "--n_train, or name an npz file", code="E-FLAG-PAIR")
         return ExtraImages.of_split(images.left_out, "training images that --n_train leaves out")
     # A record names files from the repository root.
     files = [word if not word or Path(word).exists() else ROOT / word for word in asked.split(",")]

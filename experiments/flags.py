@@ -32,12 +32,12 @@ def settings_of(args: argparse.Namespace) -> Settings:
     settings = rpat_flags.settings_of(args)
     if (settings.method, settings.variant) != (METHOD, "rpat"):
         raise UserError("experiments/train.py is --mode adv_train with --RA, and without --consistency: the barrier is "
-                        "on PGD-AT's loss with robust perception")
+                        "on PGD-AT's loss with robust perception", code="E-FLAG-PAIR")
     if settings.epsilon == 0:
-        raise UserError("--epsilon 0: the ratio term is ratio_beta/epsilon")
+        raise UserError("--epsilon 0: the ratio term is ratio_beta/epsilon", code="E-FLAG-PAIR")
     if args.limits_from is None and args.down_lim >= args.up_lim:
         raise UserError(f"--down_lim {args.down_lim} must be below --up_lim {args.up_lim}: the barrier rises from the "
-                        "floor to the ceiling")
+                        "floor to the ceiling", code="E-FLAG-PAIR")
     return settings
 
 

@@ -32,9 +32,9 @@ def runs(*, dataset: str, budget: str, seeds: tuple[int, ...] | None = None, met
     """
     if budget != board.BUDGET or dataset not in DATASETS:
         raise UserError(f"experiments has no data set {dataset!r} at budget {budget}: there are {', '.join(DATASETS)} "
-                        f"at {board.BUDGET}")
+                        f"at {board.BUDGET}", code="E-TARGET")
     if methods and {word.lower() for word in methods} != {KNOWN.lower()}:
-        raise UserError(f"experiments has one method, {KNOWN}, not {', '.join(methods)}")
+        raise UserError(f"experiments has one method, {KNOWN}, not {', '.join(methods)}", code="E-METHOD")
     found = []
     for base in rpat_runs(dataset=dataset, budget=budget, seeds=seeds, methods=(METHOD,), data=data, data_dir=data_dir,
                           device=device):

@@ -139,7 +139,7 @@ def mart(norm: str, eps: float, step_size: float, steps: int) -> Ascent:
 def chosen(balls: dict[str, type[Ball]], norm: str, eps: float, name: str) -> Ball:
     """The ball of a norm; UserError where the attack has none."""
     if norm not in balls:
-        raise UserError(f"{name} has no attack in the norm {norm!r}: choose one of {', '.join(balls)}")
+        raise UserError(f"{name} has no attack in the norm {norm!r}: choose one of {', '.join(balls)}", code="E-NORM")
     return balls[norm](eps)
 
 

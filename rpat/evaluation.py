@@ -56,9 +56,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     asked = args.load_path
     if asked is None:
         raise UserError("--load_path must be given: a run's folder (results/rpat/<data set>/<run>) or a file of "
-                        "weights")
+                        "weights", code="E-FLAG-MISSING")
     if not any(base.exists() for base in (Path(asked), ROOT / asked)):
-        raise UserError(f"--load_path {asked}: there is no such folder or file")
+        raise UserError(f"--load_path {asked}: there is no such folder or file", code="E-CHECKPOINT-MISSING")
     # A file inside a run of ours, such as weights/rpat/cifar10/RUN/24.pt, is that run's checkpoint.
     inside = Path(asked).stem if asked.endswith(".pt") else None
     file = next((base for base in (Path(asked), ROOT / asked) if base.is_file()), None)
@@ -78,12 +78,13 @@ def run(argv: Sequence[str] | None = None) -> None:
 def check_mode(args: argparse.Namespace) -> None:
     """A UserError unless --mode is one of eval.py's that can be run."""
     if args.mode is None:
-        raise UserError(f"--mode must be given: {', '.join([*MODES, 'test_mce'])}")
+        raise UserError(f"--mode must be given: {', '.join([*MODES, 'test_mce'])}", code="E-FLAG-MISSING")
     if args.mode == "test_zoo_attack":
         raise UserError("--mode test_zoo_attack: the released code has no code for it, and neither has ours: give "
-                        "test_boundary_attack or test_hopskipjump_attack")
+                        "test_boundary_attack or test_hopskipjump_attack", code="E-FLAG-VALUE")
     if args.mode not in (*MODES, "test_mce"):
-        raise UserError(f"--mode {args.mode} is for train.py; eval.py has {', '.join([*MODES, 'test_mce'])}")
+        raise UserError(f"--mode {args.mode} is for train.py; eval.py has {', '.join([*MODES, 'test_mce'])}",
+                        code="E-FLAG-VALUE")
 
 
 def evaluate_run(folder: Path, args: argparse.Namespace, typed: Mapping[str, Any]) -> None:
@@ -92,12 +93,13 @@ def evaluate_run(folder: Path, args: argparse.Namespace, typed: Mapping[str, Any
     shown = portable(str(folder))
     if record["paper"] != "rpat" or "mode" not in record["config"]:
         raise UserError(f"{shown} is no run of {flags.SCRIPT}: it was made with {record['command']}; evaluate it with "
-                        f"python -m scripts.evaluate {shown} --plan ...")
+                        f"python -m scripts.evaluate {shown} --plan ...", code="E-RUN-OTHER-SCRIPT")
     if args.out is not None:
-        raise UserError("--out is for checkpoints that are no run of ours: a run's records go into its own folder")
+        raise UserError("--out is for checkpoints that are no run of ours: a run's records go into its own folder",
+                        code="E-FLAG-PAIR")
     if not (folder / "train.json").exists():
         raise UserError(f"{shown} is not trained to its end: go on with it: python {flags.SCRIPT} --resume_path "
-                        f"{shown}")
+                        f"{shown}", code="E-NOT-TRAINED")
     kept = read_record(folder / "train.json", "train")["weights"]
     usual = "best" if "best" in kept else "last"
     checkpoint = commands.chosen_checkpoint(record, kept, args.checkpoint, usual)
@@ -114,7 +116,7 @@ def evaluate_run(folder: Path, args: argparse.Namespace, typed: Mapping[str, Any
     found = data.describe()
     if found["test_fingerprint"] != record["data"]["test_fingerprint"]:
         raise UserError(f"{found['source']} is not what the run was trained on ({record['data']['source']}): its test "
-                        "images have another fingerprint; name the right data with --data")
+                        "images have another fingerprint; name the right data with --data", code="E-RUN-DATA")
     plan, files = planned(args, typed, settings, trained, data.image_shape[0])
     # Other weights and other seeds get records of their own.
     suffix = (f"-{checkpoint}" if checkpoint != usual else "") + (f"-s{seed}" if seed != record["seed"] else "")
@@ -168,7 +170,7 @@ def place_data(args: argparse.Namespace, typed: Mapping[str, Any], record: Mappi
     args.data_dir = args.data_dir or (trained.data_dir and str(commands.found_at(trained.data_dir) or "")) or None
     own = record["config"]["data"]["protocol"]
     if "dataset" in typed and flags.protocol(args) != own:
-        raise UserError(f"--dataset {args.dataset}: {record['run']} was trained on {own}")
+        raise UserError(f"--dataset {args.dataset}: {record['run']} was trained on {own}", code="E-RUN-DATA")
     if "data" not in typed:
         spec = trained.data or DATASETS.get(trained.dataset, trained.dataset) or own
         args.data = commands.found_data(spec, record["data"]["source"])
@@ -178,13 +180,14 @@ def planned(args: argparse.Namespace, typed: Mapping[str, Any], settings: Settin
             ) -> tuple[Plan, Any]:
     """The plan that the flags ask for, and the files of corrupted images that it needs, if any."""
     if args.plan is not None:
-        raise UserError(f"--plan {args.plan}: eval.py goes by --mode; a plan is measured by python -m scripts.evaluate")
+        raise UserError(f"--plan {args.plan}: eval.py goes by --mode; a plan is measured by python -m scripts.evaluate",
+                        code="E-FLAG-PAIR")
     if args.corruptions is not None and args.mode != "test_mce":
-        raise UserError(f"--corruptions is for test_mce, not for {args.mode}")
+        raise UserError(f"--corruptions is for test_mce, not for {args.mode}", code="E-FLAG-PAIR")
     if args.weak is not None and args.mode != "test_adv_acc_weak":
-        raise UserError(f"--weak is for test_adv_acc_weak, not for {args.mode}")
+        raise UserError(f"--weak is for test_adv_acc_weak, not for {args.mode}", code="E-FLAG-PAIR")
     if settings.adv_method == "fgsm" and settings.norm == "l1":
-        raise UserError("--adv_method fgsm has Linf and L2 only, not L1: give pgd")
+        raise UserError("--adv_method fgsm has Linf and L2 only, not L1: give pgd", code="E-NORM")
     if args.mode == "test_boundary_attack" and settings.norm == "linf":
         print("note: the boundary attack searches in L2, and is counted within L2's 128/255; --distance L2 --epsilon E "
               "names another radius")

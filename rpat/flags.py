@@ -100,19 +100,20 @@ def parser() -> Parser:
 def settings_of(args: argparse.Namespace) -> Settings:
     """What the parsed flags of a training mean.  UserErrors for values that do not fit together."""
     if args.mode not in MODES:
-        raise UserError(f"--mode {args.mode} is for eval.py; train.py has {', '.join(MODES)}")
+        raise UserError(f"--mode {args.mode} is for eval.py; train.py has {', '.join(MODES)}", code="E-FLAG-VALUE")
     if args.load_path is not None:
-        raise UserError("--load_path is for eval.py; to go on with a run give its folder with --resume_path")
+        raise UserError("--load_path is for eval.py; to go on with a run give its folder with --resume_path",
+                        code="E-FLAG-PAIR")
     attacked = args.mode.startswith("adv_")
     if args.consistency and args.mode != "adv_train":
-        raise UserError(f"--consistency is for --mode adv_train, not for {args.mode}")
+        raise UserError(f"--consistency is for --mode adv_train, not for {args.mode}", code="E-FLAG-PAIR")
     if args.RA and not attacked:
         raise UserError(f"--RA needs adversarial images, --mode {args.mode} has none: give adv_train, adv_trades or "
-                        "adv_mart")
+                        "adv_mart", code="E-FLAG-PAIR")
     if args.adv_method == "fgsm" and args.mode in ("adv_trades", "adv_mart"):
-        raise UserError(f"--adv_method fgsm is for adv_train: {args.mode} has an attack of its own")
+        raise UserError(f"--adv_method fgsm is for adv_train: {args.mode} has an attack of its own", code="E-FLAG-PAIR")
     if args.distance == "L1" and args.mode in ("adv_trades", "adv_mart"):
-        raise UserError(f"--distance L1: {args.mode} has Linf and L2 only; adv_train has L1")
+        raise UserError(f"--distance L1: {args.mode} has Linf and L2 only; adv_train has L1", code="E-NORM")
     settings = threatened(args)
     if line := unusual_size(settings.norm, settings.epsilon):
         print(line, file=sys.stderr)
@@ -123,9 +124,10 @@ def threatened(args: argparse.Namespace) -> Settings:
     """The settings with the attack's sizes filled in, said where they are not the flags'; UserErrors for sizes that no
     image pair needs, and for FGSM in L1."""
     if args.adv_method == "fgsm" and args.distance == "L1":
-        raise UserError("--adv_method fgsm has Linf and L2 only, not L1: give pgd")
+        raise UserError("--adv_method fgsm has Linf and L2 only, not L1: give pgd", code="E-NORM")
     if args.dataset is None and args.data is None:
-        raise UserError(f"--dataset must be given: {', '.join(DATASETS)}; or another data set with --data")
+        raise UserError(f"--dataset must be given: {', '.join(DATASETS)}; or another data set with --data",
+                        code="E-FLAG-MISSING")
     quirks = choose_quirks(args.quirks, PART_ONE)
     norm = NORMS[args.distance]
     check_size("--epsilon", args.epsilon, args.distance)
@@ -148,7 +150,7 @@ def check_size(flag: str, value: float | None, distance: str) -> None:
     if value is not None and value > largest:
         raise UserError(f"{flag} {value:g} with --distance {distance} is larger than {largest:g}: images are in [0,1], "
                         f"so write {value:g}/255" + ("" if value / 255 <= largest else ", or less") +
-                        f", or {value:g} is meant for another norm")
+                        f", or {value:g} is meant for another norm", code="E-RADIUS")
 
 
 def our_model(word: str, quirks: Sequence[str]) -> str:

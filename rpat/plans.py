@@ -54,7 +54,7 @@ def plan_named(name: str, settings: Settings) -> Plan:
         if (match[3] and "threat" not in kind) or (match[5] and "steps" not in kind) or (
                 match[2] and "fgsm" not in kind) or bool(match[7]) != (mode == "test_adv_acc_weak"):
             raise UserError(f"plan {name!r}: {match[1]} takes {', '.join(kind) or 'no numbers'}; -wW (0 to 8) belongs "
-                            "to test-adv-acc-weak")
+                            "to test-adv-acc-weak", code="E-PLAN")
         changes: dict[str, Any] = {"adv_method": "fgsm" if match[2] else "pgd"}
         if match[3]:
             changes |= {"distance": FLAGS[match[3]], "epsilon": size(match[3], match[4])}
@@ -68,7 +68,7 @@ def plan_named(name: str, settings: Settings) -> Plan:
         return Plan(name, (evaluator,), chunk=chunk_for(evaluator.n))
     raise UserError(f"unknown plan {name!r}: give paper-rpat, paper-rpat-N (first N images), paper-rpat-N-M "
                     "(AutoAttack on the first M), perception-rpat, own-corruptions, or a mode of eval.py such as "
-                    "test-auto-attack-linf-8")
+                    "test-auto-attack-linf-8", code="E-PLAN")
 
 
 def mode_name(mode: str, settings: Settings, usual: Settings, *, weak: float | None = None, n: int | None = None
@@ -84,7 +84,8 @@ def mode_name(mode: str, settings: Settings, usual: Settings, *, weak: float | N
         name += f"-{in_255ths(settings.alpha)}-{settings.n_iters}" if "steps" in kind else ""
     if mode == "test_adv_acc_weak":
         if weak is None:
-            raise UserError("--mode test_adv_acc_weak needs --weak W: the share W/8 of the perturbation, W from 0 to 8")
+            raise UserError("--mode test_adv_acc_weak needs --weak W: the share W/8 of the perturbation, W from 0 to 8",
+                            code="E-FLAG-MISSING")
         name += f"-w{decimal(weak)}"
     return name + (f"-n{n}" if n is not None else "")
 
@@ -96,7 +97,7 @@ def mode_evaluator(mode: str, settings: Settings, weak: float | None, n: int | N
     fgsm = settings.adv_method == "fgsm"
     attack = {"norm": norm, "eps": eps, "n": n, "step_size": eps if fgsm else alpha, "steps": 1 if fgsm else steps}
     if norm == "l1" and "few" in MODES[mode].split():
-        raise UserError(f"--mode {mode} has no search in L1: give --distance Linf or L2")
+        raise UserError(f"--mode {mode} has no search in L1: give --distance Linf or L2", code="E-NORM")
     own = {"random_start": not fgsm}
     called = f"FGSM {shown}" if fgsm else f"PGD-{steps} {shown} step={in_255ths(alpha)}"
     if mode == "test_clean_acc":
@@ -107,7 +108,8 @@ def mode_evaluator(mode: str, settings: Settings, weak: float | None, n: int | N
         return Evaluator(f"perception {called}", "perception-pgd", settings=own, **attack)
     if mode == "test_adv_acc_weak":
         if weak is None or not 0 <= weak <= 8:
-            raise UserError(f"--weak {weak}: give 0 (the clean image) to 8 (all of the perturbation)")
+            raise UserError(f"--weak {weak}: give 0 (the clean image) to 8 (all of the perturbation)",
+                            code="E-FLAG-VALUE")
         return Evaluator(f"weak w={decimal(weak)} {called}", "weak-pgd", settings=own | {"share": weak / 8}, **attack)
     if mode == "test_random":
         return Evaluator("random noise eps=8", "uniform-noise", eps=NOISE, n=n)
@@ -169,5 +171,6 @@ def size(norm: str, text: str) -> float:
     """A size as names have it, in [0,1] units; UserError for one that is larger than any that is meant in the norm."""
     value = float(text) / 255
     if value > LARGEST[norm]:
-        raise UserError(f"{norm} {text}: sizes are counted in 255ths, and {text}/255 is larger than {LARGEST[norm]:g}")
+        raise UserError(f"{norm} {text}: sizes are counted in 255ths, and {text}/255 is larger than {LARGEST[norm]:g}",
+                        code="E-RADIUS")
     return value

@@ -44,9 +44,9 @@ class RebatPGD:
 
     def __post_init__(self):
         if self.norm not in ("linf", "l2"):
-            raise UserError(f"ReBAT and RPAT++ attack in l_inf or l_2, not in {self.norm!r}")
+            raise UserError(f"ReBAT and RPAT++ attack in l_inf or l_2, not in {self.norm!r}", code="E-NORM")
         if self.restarts < 1:
-            raise UserError(f"{self.restarts} restarts: give at least 1")
+            raise UserError(f"{self.restarts} restarts: give at least 1", code="E-FLAG-VALUE")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, ctx: StepContext) -> Tensor:
         best, highest = torch.zeros_like(x), x.new_zeros(len(x), dtype=torch.float32)

@@ -61,7 +61,7 @@ def method_named(word: str, target: Target) -> str:
     if name not in plain:
         others = next(name for name, other in TARGETS.items() if other.part != target.part)
         raise UserError(f"unknown method {word!r}: there are {', '.join(target.known)}; the other part's are in "
-                        f"{others}")
+                        f"{others}", code="E-METHOD")
     return plain[name]
 
 

@@ -108,8 +108,8 @@ def shape_of(dataset: str, budget: str) -> Budget:
         return BOARD
     if dataset not in TARGETS or budget not in BUDGETS:
         raise UserError(f"RPAT has no data set {dataset!r} at budget {budget}: there are {', '.join(TARGETS)} at "
-                        f"{', '.join(BUDGETS)}")
+                        f"{', '.join(BUDGETS)}", code="E-TARGET")
     if (budget, dataset) in UNFIT:
         raise UserError(f"{dataset} at budget {budget}: WideResNet-34-10 takes a GPU for days, and a narrow one "
-                        "is another network: there are smoke and full")
+                        "is another network: there are smoke and full", code="E-TARGET")
     return replace(BUDGETS[budget], **CHANGES.get((budget, dataset), {}))

@@ -26,9 +26,10 @@ NO_BEST = "no best epoch is chosen: give --val (or --quirks default,test-selecte
 def check_wanted(args: argparse.Namespace, chosen: bool) -> None:
     """UserErrors for flags of the evaluation that do not fit together; chosen: whether there is a best epoch."""
     if args.eval_last_only and args.eval_best_only:
-        raise UserError("--eval-last-only and --eval-best-only exclude each other: give one, or neither for both")
+        raise UserError("--eval-last-only and --eval-best-only exclude each other: give one, or neither for both",
+                        code="E-FLAG-PAIR")
     if args.eval_best_only and not chosen:
-        raise UserError(f"--eval-best-only: {NO_BEST}")
+        raise UserError(f"--eval-best-only: {NO_BEST}", code="E-FLAG-PAIR")
 
 
 def wanted(args: argparse.Namespace, kept: Collection[str]) -> list[str]:
@@ -72,7 +73,7 @@ def test(settings: SotaSettings, args: argparse.Namespace) -> None:
         folder, weights = results / place, weights / place
         if not (folder / "run.json").is_file():
             raise UserError(f"--eval: there is no run {portable(str(folder))}: train it first (the same command "
-                            "without --eval), or name a folder with --load-folder")
+                            "without --eval), or name a folder with --load-folder", code="E-NO-RUN")
     elif (theirs := original_folder(args.load_folder)) is not None:
         return test_original(original_files(theirs, args, settings.epochs), settings, args, engine)
     else:
@@ -90,7 +91,7 @@ def test(settings: SotaSettings, args: argparse.Namespace) -> None:
     data = load_inputs(trained, args).data
     if data.test.fingerprint != run["data"]["test_fingerprint"]:
         raise UserError(f"{data.source} is not what the run was trained on ({run['data']['source']}): its test images "
-                        "have another fingerprint; name the right data with --data")
+                        "have another fingerprint; name the right data with --data", code="E-RUN-DATA")
     return final_test(folder, weights, trained, args, data, engine)
 
 
@@ -99,10 +100,10 @@ def finished_run(folder: Path) -> dict[str, Any]:
     run = read_record(folder / "run.json", "run")
     if run["paper"] != "rpat" or run["method"] not in SCRIPTS:
         raise UserError(f"{portable(str(folder))} is no run of train_cifar_ra.py or train_cifar_wa.py: it was made "
-                        f"with {run['command']}")
+                        f"with {run['command']}", code="E-RUN-OTHER-SCRIPT")
     if not (folder / "train.json").exists():
         raise UserError(f"{run['run']} is not trained to its end: type its command again, and it goes on: "
-                        f"{run['command']}")
+                        f"{run['command']}", code="E-NOT-TRAINED")
     return run
 
 
@@ -115,7 +116,7 @@ def check_same(typed: SotaSettings, trained: SotaSettings, run: str, *, quirks: 
     if names:
         shown = "; ".join(f"{key} {theirs.get(key, 'unset')!r}, not {ours.get(key, 'unset')!r}" for key in names[:4])
         raise UserError(f"--eval: {run} was trained with {shown}: give the flags of its training, or name it with "
-                        "--load-folder, which takes them from its record")
+                        "--load-folder, which takes them from its record", code="E-RUN-OTHER-CONFIG")
 
 
 def place_data(args: argparse.Namespace, run: Mapping[str, Any]) -> None:
@@ -151,7 +152,8 @@ def original_files(folder: Path, args: argparse.Namespace, epochs: int) -> dict[
         if not path.is_file():
             there = ", ".join(sorted(entry.name for entry in folder.glob("*model_*.pth")))
             raise UserError(f"{portable(str(folder))} has no {path.name}; there are {there}: --epochs says which is "
-                            "the last, --eval-last-only or --eval-best-only leaves one out")
+                            "the last, --eval-last-only or --eval-best-only leaves one out",
+                            code="E-CHECKPOINT-MISSING")
     return found
 
 

@@ -109,7 +109,7 @@ def settings_of(method: str, args: argparse.Namespace) -> SotaSettings:
     """What the parsed flags of a method's script mean.  UserErrors for values that do not fit together."""
     if args.num_classes is not None and args.data is None and args.num_classes not in DATA:
         raise UserError(f"--num-classes {args.num_classes}: 10 (cifar10) or 100 (cifar100), or name other data with "
-                        "--data")
+                        "--data", code="E-FLAG-VALUE")
     found = {field: getattr(args, field) for field in SotaSettings.__dataclass_fields__ if hasattr(args, field)}
     found |= {"method": method, "model": our_model(args.model, args.width_factor), "norm": NORMS[args.norm],
               "quirks": choose_quirks(args.quirks, PART_TWO)}
@@ -135,7 +135,7 @@ def check_sizes(settings: SotaSettings) -> None:
         if eps > USUAL[norm][1]:
             other = "; for L2 add --norm l_2" if norm == "linf" else ""
             raise UserError(f"{flag} {size} means {size}/255, which is too large for {norm}, where {USUAL[norm][2]} is "
-                            f"usual{other}")
+                            f"usual{other}", code="E-RADIUS")
         if warning := unusual_size(norm, eps):
             print(f"{flag}: {warning}", file=sys.stderr)
 
@@ -145,9 +145,10 @@ def main(method: str, argv: Sequence[str] | None = None) -> None:
     def run() -> None:
         args = parser(method).parse_args(argv)
         if args.eval and args.resume:
-            raise UserError("--eval trains nothing, --resume goes on with training: give one of them")
+            raise UserError("--eval trains nothing, --resume goes on with training: give one of them",
+                            code="E-FLAG-PAIR")
         if args.load_folder and not (args.eval or args.resume):
-            raise UserError("--load-folder names what to test: give --eval too")
+            raise UserError("--load-folder names what to test: give --eval too", code="E-FLAG-PAIR")
         settings = settings_of(method, args)
         # torch is imported only once the flags are known to be right
         from rpat import sota_evaluation, sota_training

@@ -27,7 +27,7 @@ def load_inputs(settings: SotaSettings, args: argparse.Namespace) -> Inputs:
     data = load_data(data_spec(args), args.data_dir, held_out=settings.hold_out)
     if args.num_classes not in (None, data.classes):
         raise UserError(f"--num-classes {args.num_classes}: {data.name} has {data.classes} classes; leave the flag "
-                        "out, or name other data with --data")
+                        "out, or name other data with --data", code="E-FLAG-DATA")
     train, validation = data.train, None
     if settings.val:
         train, validation = hold_out(train, indices=held_out_positions(len(train)))

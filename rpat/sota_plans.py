@@ -32,7 +32,8 @@ def plan_named(name: str, settings: SotaSettings) -> Plan:
     match = _PAPER.fullmatch(name)
     if match is None:
         raise UserError(f"unknown plan {name!r}: give paper-sotas, paper-sotas-N (first N images) or paper-sotas-N-M "
-                        f"(AutoAttack on the first M), then perhaps {', '.join(f'-{word}' for word in PLAN_QUIRKS)}")
+                        f"(AutoAttack on the first M), then perhaps {', '.join(f'-{word}' for word in PLAN_QUIRKS)}",
+                        code="E-PLAN")
     n = int(match[1]) if match[1] else None
     return paper_plan(name, settings, n, int(match[2]) if match[2] else n,
                       quirks=tuple(quirk for quirk in PLAN_QUIRKS if f"-{quirk}" in match[3]),

@@ -12,6 +12,7 @@ from common.data import Batches, DataSet, Split
 from common.engine import Engine
 from common.environment import portable
 from common.errors import UserError
+from common.evaluation.harness import check_plan
 from common.experiment import Experiment, build_network
 from common.fit import SGD, TrainRecord, fit
 from common.seeds import fold
@@ -19,7 +20,7 @@ from common.types import Attack
 from rpat.attacks import FromEpoch, no_attack
 from rpat.rebat import Beta, ReBAT, RPATpp, clean_forward, penalised
 from rpat.rebat_attack import RebatPGD
-from rpat.sota_evaluation import check_wanted, final_test
+from rpat.sota_evaluation import check_wanted, final_test, plan_of
 from rpat.sota_inputs import Inputs, experiment_of, load_inputs
 from rpat.sota_schedules import Rate, at_the_end_of_steps, averaging, learning_rate
 from rpat.sota_settings import SotaSettings
@@ -46,6 +47,8 @@ def train(settings: SotaSettings, args: argparse.Namespace) -> None:
     else:
         torch.manual_seed(fold(settings.seed, "init"))
         network = build_network(experiment.config["model"])
+        if args.final_test:
+            check_plan(plan_of(args, settings, "average", chosen=bool(settings.selection)), network, inputs.data.test)
         batches = make_batches(inputs.data, settings, engine)      # refuses what fits no batch
         experiment.open(network)
         print(f"{experiment.run}: {settings.method} on {experiment.data['source']}, {settings.model}, "
@@ -63,15 +66,15 @@ def check_resume(args: argparse.Namespace, experiment: Experiment, finished: int
     here = {experiment.folder.resolve(), experiment.weights.resolve()}
     if args.load_folder and Path(args.load_folder).resolve() not in here:
         raise UserError(f"--resume goes on with {experiment.run} itself, from {portable(str(experiment.weights))}: "
-                        "leave --load-folder out (optimiser states of other folders are not read)")
+                        "leave --load-folder out (optimiser states of other folders are not read)", code="E-FLAG-PAIR")
     path = experiment.weights / "resume.pt"
     if finished is None and not path.exists():
         raise UserError(f"--resume {args.resume}: {experiment.run} has no whole epoch in "
-                        f"{portable(str(experiment.weights))}; leave --resume out to begin it")
+                        f"{portable(str(experiment.weights))}; leave --resume out to begin it", code="E-RESUME")
     there = finished if finished is not None else load_tree(path)["epoch"]
     if there != args.resume:
         raise UserError(f"--resume {args.resume}: {experiment.run} has {there} whole epochs; give --resume {there}, or "
-                        "leave it out: a run goes on from its last whole epoch by itself")
+                        "leave it out: a run goes on from its last whole epoch by itself", code="E-RESUME")
 
 
 def run_training(settings: SotaSettings, experiment: Experiment, network: nn.Module, inputs: Inputs, batches: Batches,

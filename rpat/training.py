@@ -11,6 +11,7 @@ from torch import nn
 from common.data import Batches, DataSet, Split, hold_out
 from common.data.policies import uses_policy
 from common.engine import Engine
+from common.evaluation.harness import check_plan
 from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, judge, load_data, print_results
 from common.fit import SGD, TrainRecord, fit
 from common.seeds import fold
@@ -55,6 +56,7 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
                             results=Path(args.results) if args.results else RESULTS,
                             weights_root=Path(args.weights) if args.weights else WEIGHTS)
     experiment.check_free()
+    plan = plan_named(args.plan or DEFAULT_PLAN, settings) if args.final_test else None
     selected = settings.selects and SELECTED_ON[settings.selects].format(settings.n_iters)
     if experiment.finished():
         experiment.adopt()
@@ -62,16 +64,17 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
     else:
         torch.manual_seed(fold(settings.seed, "init"))
         network = build_network(model)
+        if plan is not None:
+            check_plan(plan, network, images.data.test)
         batches = make_batches(settings, images.data.train.to(engine.device), engine)
         experiment.open(network)
         print(f"{name}: {settings.method} ({settings.variant}) on {described['source']}, {model['name']}, "
               f"{settings.epochs} epochs, {engine.precision} on {engine.describe()['device_name']}")
         trained = run_training(settings, experiment, network, images, batches, engine)
         experiment.close(trained, engine, selected_on=selected)
-    if args.final_test:
+    if plan is not None:
         path = judge(folder=experiment.folder, weights=experiment.weights, test=images.data.test, data=described,
-                     plan=plan_named(args.plan or DEFAULT_PLAN, settings), engine=engine,
-                     checkpoint="best" if settings.selects else "last", seed=settings.seed)
+                     plan=plan, engine=engine, checkpoint="best" if settings.selects else "last", seed=settings.seed)
         print_results(path)
 
 

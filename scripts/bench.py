@@ -44,7 +44,7 @@ def chosen(only: Sequence[str]) -> tuple[list[str], bool]:
     for name in only:
         if name not in (*PARTS, *ROWS, "check"):
             raise UserError(f"--only {name}: there is no such part or row; parts: {', '.join(PARTS)}, check; rows: "
-                            f"{', '.join(ROWS)}")
+                            f"{', '.join(ROWS)}", code="E-FLAG-VALUE")
     wanted = [name for name, part in ROWS.items() if not only or name in only or part in only]
     return wanted, not only or "check" in only
 
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parse.add_argument("--out", type=Path, default=Path("results/bench"), help="folder of the records")
     args = parse.parse_args(argv)
     if args.grow and args.only:
-        raise UserError("--grow measures a PGD-AT step alone: leave --only out")
+        raise UserError("--grow measures a PGD-AT step alone: leave --only out", code="E-FLAG-PAIR")
     models.build(args.model, classes=10, width=args.width)                      # refuses an unknown one at once
     names, check = chosen(args.only)
     engine = Engine.choose(args.device, speedups=args.speedups)

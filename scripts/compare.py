@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parser().parse_args(argv)
     if args.against is None and len(args.runs) != 2:
-        raise UserError("give two runs, A and B, or the runs of A, then --against and the runs of B")
+        raise UserError("give two runs, A and B, or the runs of A, then --against and the runs of B",
+                        code="E-FLAG-MISSING")
     chosen = (args.runs, args.against) if args.against else (args.runs[:1], args.runs[1:])
     sides = [[read_judged(path) for path in paths] for paths in chosen]
     for side in sides:

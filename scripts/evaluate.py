@@ -72,14 +72,15 @@ def plan_for(name: str, args: argparse.Namespace, run: Mapping[str, Any] | None,
             check_size(args.eps, args.norm, "--eps")
         return searched(standard.plan_named(name, norm=args.norm, eps=args.eps, n_test=n_test), args.search)
     if args.eps is not None or args.norm != "linf":
-        raise UserError(f"--norm and --eps are for {', '.join(standard.NAMES)}: {name} has its own")
+        raise UserError(f"--norm and --eps are for {', '.join(standard.NAMES)}: {name} has its own", code="E-FLAG-PAIR")
     # The leaderboard's plan is one for all papers; the others are a paper's own.
     if (plan := board.plan_named(name)) is None:
         named = re.match(r"paper-([a-z]+)", name)
         paper = named[1] if named else run["paper"] if run else None
         if paper is None or not (ROOT / paper / "runs.py").is_file():
             raise UserError(f"unknown plan {name!r}: give {', '.join(standard.NAMES)}, paper-adarat, paper-dyart, "
-                            "paper-rpat, paper-brainreg, board-N-M" + (", or a plan of the run's paper" if run else ""))
+                            "paper-rpat, paper-brainreg, board-N-M" + (", or a plan of the run's paper" if run else ""),
+                            code="E-PLAN")
         runs = importlib.import_module(f"{paper}.runs")
         own = run is not None and run["paper"] == paper
         plan = runs.plan_of_run(name, run) if own else runs.plan_by_default(name)
@@ -91,7 +92,7 @@ def main() -> None:
     args = parser().parse_args()
     args.allow = codes.checked(args.allow)
     if args.receipt is not None and args.receipt.suffix != ".npz":
-        raise UserError(f"--receipt {args.receipt}: name a file that ends in .npz")
+        raise UserError(f"--receipt {args.receipt}: name a file that ends in .npz", code="E-OUT")
     found = subject.find(args.subject, args.checkpoint)
     if found.folder is not None:
         evaluate_run(found, args)
@@ -104,7 +105,8 @@ def evaluate_run(found: subject.Subject, args: argparse.Namespace) -> None:
     run = read_record(found.folder / "run.json", "run")
     for flag in ("model", "out", "seed", "clean", "part"):
         if getattr(args, flag) is not None:
-            raise UserError(f"--{flag}: {run['run']} is a run of ours, whose record says it; leave the flag out")
+            raise UserError(f"--{flag}: {run['run']} is a run of ours, whose record says it; leave the flag out",
+                            code="E-FLAG-PAIR")
     grey = run["config"]["model"].get("channels") == 1
     files = None
     if args.corruptions is not None:
@@ -137,11 +139,13 @@ def evaluate_run(found: subject.Subject, args: argparse.Namespace) -> None:
 def evaluate_other(found: subject.Subject, args: argparse.Namespace) -> None:
     """A file of weights, or what a function returns: the record goes where --out says."""
     if args.data is None:
-        raise UserError("--data: say on which data set (cifar10, ..., npz:FILE, folder:DIR); only a run of ours knows")
+        raise UserError("--data: say on which data set (cifar10, ..., npz:FILE, folder:DIR); only a run of ours knows",
+                        code="E-FLAG-MISSING")
     if args.spec is not None or args.checkpoint is not None:
-        raise UserError("--spec and --checkpoint are of runs of ours; --part says which weights of a file")
+        raise UserError("--spec and --checkpoint are of runs of ours; --part says which weights of a file",
+                        code="E-FLAG-PAIR")
     if found.function and args.model is not None:
-        raise UserError(f"{found.function} brings its network along: leave --model out")
+        raise UserError(f"{found.function} brings its network along: leave --model out", code="E-FLAG-PAIR")
     plan_for(args.plan, args, None) if args.corruptions is None else open_files(args.corruptions)
     model = {"builder": found.function} if found.function else subject.model_of_flags(args, 3, 10)
 

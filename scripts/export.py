@@ -39,16 +39,19 @@ def parser() -> Parser:
 def weights_of(run: RunRecord, checkpoint: str, weights: Path) -> Path:
     """The run's file of weights; UserErrors: not trained, no such weights, not here, not the recorded ones."""
     if run.train is None:
-        raise UserError(f"{run.name} is not trained to its end: type its command again: {run.run['command']}")
+        raise UserError(f"{run.name} is not trained to its end: type its command again: {run.run['command']}",
+                        code="E-NOT-TRAINED")
     if checkpoint not in run.train["weights"]:
-        raise UserError(f"{run.name} has no checkpoint {checkpoint!r}: there are {', '.join(run.train['weights'])}")
+        raise UserError(f"{run.name} has no checkpoint {checkpoint!r}: there are {', '.join(run.train['weights'])}",
+                        code="E-RUN-CHECKPOINT")
     entry = run.train["weights"][checkpoint]
     file = weights / run.run["paper"] / run.run["dataset"] / run.name / entry["file"]
     if not file.exists():
         raise UserError(f"the weights {portable(str(file))} are not here (weights are not kept in git): train the run "
-                        f"again: {run.run['command']}")
+                        f"again: {run.run['command']}", code="E-WEIGHTS-MISSING")
     if sha256_of(file) != entry["sha256"]:
-        raise UserError(f"{portable(str(file))} is not the file that train.json names: train the run again")
+        raise UserError(f"{portable(str(file))} is not the file that train.json names: train the run again",
+                        code="E-WEIGHTS-CHANGED")
     return file
 
 
@@ -89,9 +92,9 @@ def check(paths: list[Path], network, run: RunRecord, info: dict, digest: str) -
     with torch.no_grad():
         alike = torch.equal(network(x), again(x))
     if weights_sha256(again) != weights_sha256(network) or not alike:
-        raise UserError(f"{paths[0]} does not give the network back: remove it and export again")
+        raise UserError(f"{paths[0]} does not give the network back: remove it and export again", code="E-WRITE")
     if read_json(paths[1]) != info or digest not in paths[2].read_text(encoding="utf-8"):
-        raise UserError(f"{paths[1]} or {paths[2]} is not what was written: export again")
+        raise UserError(f"{paths[1]} or {paths[2]} is not what was written: export again", code="E-WRITE")
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def trained(case: Case, seed: int, path: str, root: Path, device: str) -> Path:
              "--device", device, "--final_test", "False"]
     changed = {**os.environ, **(CONTROL if path == "control" else {})}
     if (status := status_of(words, cwd=ROOT, env=changed)) != 0:
-        raise UserError(f"a training ended with status {status}: {shlex.join(words[1:])}")
+        raise UserError(f"a training ended with status {status}: {shlex.join(words[1:])}", code="E-STEP-FAILED")
     return folder
 
 

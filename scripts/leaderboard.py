@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parser().parse_args(argv)
     if not args.results.is_dir():
-        raise UserError(f"{args.results} is no folder: name the one that holds the records with --results")
+        raise UserError(f"{args.results} is no folder: name the one that holds the records with --results",
+                        code="E-RESULTS")
     known = papers(Path("."))
     budgets = [args.budget] if args.budget else [name for name in BUDGETS if name not in NO_METHODS]
     found = [run for paper in known for run in read_runs(args.results, paper.name)
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     board = build(known, found, Threat(args.norm, args.eps))
     if not board.groups:
         raise UserError(f"no finished run under {args.results} has clean accuracy and AutoAttack at {board.threat} at "
-                        f"budget {', '.join(budgets)}: train some with make leaderboard BUDGET=board")
+                        f"budget {', '.join(budgets)}: train some with make leaderboard BUDGET=board", code="E-RESULTS")
     out = args.out or args.results
     # What is asked for in part must not take the place of the whole.
     stem = "-".join(["leaderboard", *filter(None, (args.dataset, args.budget)),

@@ -30,7 +30,7 @@ def main() -> None:
     """Run the command."""
     args = parser().parse_args()
     if args.out.suffix != ".npz":
-        raise UserError(f"--out {args.out}: name a file that ends in .npz")
+        raise UserError(f"--out {args.out}: name a file that ends in .npz", code="E-OUT")
 
     # torch comes only once the words are known to be right
     from common.experiment import load_data
@@ -39,7 +39,7 @@ def main() -> None:
     stop = total if args.take is None else args.skip + args.take
     if not args.skip < stop <= total:
         raise UserError(f"--skip {args.skip} and --take {args.take or 'all'} ask for training images {args.skip} to "
-                        f"{max(stop - 1, args.skip)}, but {args.data} has {total}, 0 to {total - 1}")
+                        f"{max(stop - 1, args.skip)}, but {args.data} has {total}, 0 to {total - 1}", code="E-SUBSET")
     images = data.train.images[args.skip:stop].permute(0, 2, 3, 1).contiguous().numpy()
     labels = data.train.labels[args.skip:stop].numpy()
     source = f"real images, not generated: training images {args.skip} to {stop - 1} of {data.source}"

@@ -27,6 +27,7 @@ from typing import Any
 from common.environment import processor, processors
 from common.errors import UserError, exit_cleanly
 from common.files import sha256_of, write_json, write_text
+from common.flags import Parser
 from common.runs import BUDGETS, Cost, Judgement, Run, check, eval_spec, numbers, spec_hashes, split, train_spec
 
 # Effective rates for float32 or bf16 training of the field's networks, where no record of this machine says better.
@@ -139,7 +140,8 @@ def _has_weights(record: dict[str, Any] | None, checkpoint: str, folder: Path) -
 def for_make(words: list[str]) -> str:
     """Words quoted for the shell, then for make."""
     if any("\n" in word for word in words):
-        raise UserError(f"{words!r}: a path with a line break cannot be written into rules for make: rename it")
+        raise UserError(f"{words!r}: a path with a line break cannot be written into rules for make: rename it",
+                        code="E-FLAG-VALUE")
     return shlex.join(words).replace("$", "$$")
 
 
@@ -206,7 +208,7 @@ def has_cuda() -> bool:
 def choose_budget(asked: str | None, cuda: bool) -> tuple[str, str]:
     """(budget, why).  `full` is never chosen unasked."""
     if asked and asked not in BUDGETS:
-        raise UserError(f"BUDGET={asked} is none of {', '.join(BUDGETS)}")
+        raise UserError(f"BUDGET={asked} is none of {', '.join(BUDGETS)}", code="E-TARGET")
     if asked:
         return asked, "as asked"
     return ("gpu", "a CUDA device is here") if cuda else ("short", "no CUDA device here")
@@ -261,7 +263,7 @@ def describe(steps: list[Step], folders: Folders, heading: str, rate: float, bas
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m scripts.make_rules", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m scripts.make_rules", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("paper")
     parser.add_argument("dataset")
     parser.add_argument("--budget", default="", help=f"{' | '.join(BUDGETS)}; else gpu with CUDA, short without")
@@ -281,10 +283,11 @@ def runs_of(args: argparse.Namespace, budget: str) -> list[Run]:
     planned, extra = importlib.import_module(f"{args.paper}.runs").runs, {}
     if args.extra:
         if "extra" not in inspect.signature(planned).parameters:
-            raise UserError(f"EXTRA={args.extra}: {args.paper} trains on no additional data; leave EXTRA out")
+            raise UserError(f"EXTRA={args.extra}: {args.paper} trains on no additional data; leave EXTRA out",
+                            code="E-EXTRA")
         # Said now, not after the hours that the runs before it take.
         if missing := [word for word in args.extra.split(",") if word != "rest" and not Path(word).is_file()]:
-            raise UserError(f"EXTRA={args.extra}: there is no file {missing[0]!r}; see data/README.md")
+            raise UserError(f"EXTRA={args.extra}: there is no file {missing[0]!r}; see data/README.md", code="E-EXTRA")
         extra = {"extra": args.extra}
     return planned(dataset=args.dataset, budget=budget, seeds=numbers(args.seeds, "SEEDS"),
                    methods=split(args.methods), data=args.data or None, data_dir=args.data_dir or None,
@@ -296,7 +299,7 @@ def main(argv: list[str] | None = None) -> int:
     root = Path(".")
     if not args.paper.isidentifier() or not (root / args.paper / "runs.py").is_file():
         known = sorted(path.parent.name for path in root.glob("*/runs.py") if path.parent.name != "common")
-        raise UserError(f"no paper {args.paper!r} here: there are {', '.join(known) or 'none'}")
+        raise UserError(f"no paper {args.paper!r} here: there are {', '.join(known) or 'none'}", code="E-PAPER")
     cuda = has_cuda() and not args.device.startswith("cpu")
     budget, why = choose_budget(args.budget, cuda)
     runs = runs_of(args, budget)

@@ -39,7 +39,7 @@ def wnids_of(spec: str, classes: int) -> list[str]:
                 names = [str(name) for name in file["wnids"]]
                 if len(names) != classes or names != sorted(set(names)):
                     raise UserError(f"{path}: wnids are not {classes} different names in sorted order, as the labels "
-                                    "of Tiny-ImageNet number them: mend or remove them")
+                                    "of Tiny-ImageNet number them: mend or remove them", code="E-TINY-IMAGENET")
                 return names
     return [f"n{label:08}" for label in range(classes)]
 
@@ -79,14 +79,14 @@ def main() -> None:
     """Run the command."""
     args = parser().parse_args()
     if args.out.exists():
-        raise UserError(f"--out {args.out} is there already: name a new folder")
+        raise UserError(f"--out {args.out} is there already: name a new folder", code="E-OUT")
 
     # torch comes only once the words are known to be right
     from common.experiment import load_data
     data = load_data(args.data, args.data_dir)
     if data.image_shape != (3, 64, 64):
         raise UserError(f"{args.data} has images of shape {data.image_shape}, not (3, 64, 64) as Tiny-ImageNet's: "
-                        "name another data set")
+                        "name another data set", code="E-IMAGE-SIZE")
     wnids = wnids_of(args.data, data.classes)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ def main() -> None:
     eps = standard.RADII[args.norm] if args.eps is None else args.eps
     check_size(eps, args.norm, "--eps")
     if eps == 0:
-        raise UserError("--eps 0 attacks nothing: give a radius above 0")
+        raise UserError("--eps 0 attacks nothing: give a radius above 0", code="E-RADIUS")
 
     from common.evaluation.masking import measure
     from common.evaluation.opened import open_subject

@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     parse.add_argument("--out", type=Path, default=Path("results/bench"), help="folder of the record")
     args = parse.parse_args(argv)
     if args.method not in STEPS:
-        raise UserError(f"--method {args.method}: choose one of {', '.join(STEPS)}")
+        raise UserError(f"--method {args.method}: choose one of {', '.join(STEPS)}", code="E-FLAG-VALUE")
     engine = TimedEngine.choose(args.device, args.precision)
     cpu = engine.device.type == "cpu"
     settings = Settings(batch=args.batch or (32 if cpu else 128), rounds=args.rounds, model=args.model,

@@ -36,7 +36,7 @@ def main() -> None:
     """Run the command."""
     args = parser().parse_args()
     if args.eps == 0:
-        raise UserError("--eps 0 attacks nothing: give a radius above 0")
+        raise UserError("--eps 0 attacks nothing: give a radius above 0", code="E-RADIUS")
 
     from common.evaluation import evaluate, forget
     from common.evaluation.opened import open_subject

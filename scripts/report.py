@@ -4,7 +4,6 @@ A paper takes part if its package has runs.py (with TABLE); figures are drawn wh
 Neither needs torch.
 """
 
-import argparse
 import importlib
 import importlib.util
 from pathlib import Path
@@ -14,6 +13,7 @@ from common import reported
 from common.against import grid
 from common.errors import UserError, exit_cleanly
 from common.files import write_text
+from common.flags import Parser
 from common.records import read_runs
 from common.render import comma_separated, latex, markdown
 from common.report import REPORTED_TITLE, build
@@ -71,7 +71,7 @@ def measuring_quirks(paper: str) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.report", description=(__doc__ or "").split(":")[0])
+    parser = Parser(prog="python -m scripts.report", description=(__doc__ or "").split(":")[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records")
     parser.add_argument("--out", type=Path, help="folder that gets tables/ and figures/; by default that of records")
     parser.add_argument("--paper", help="only this one")
@@ -81,9 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     known, out = papers(Path(".")), args.out or args.results
     if args.paper and args.paper not in known:
-        raise UserError(f"no paper {args.paper!r} with tables here: there are {', '.join(known) or 'none'}")
+        raise UserError(f"no paper {args.paper!r} with tables here: there are {', '.join(known) or 'none'}",
+                        code="E-PAPER")
     if not args.results.is_dir():
-        raise UserError(f"{args.results} is no folder: name the one that holds the records with --results")
+        raise UserError(f"{args.results} is no folder: name the one that holds the records with --results",
+                        code="E-RESULTS")
     count = 0
     for name in [args.paper] if args.paper else known:
         written = tables(importlib.import_module(f"{name}.runs"), name, args.results, out, args.dataset, args.budget)

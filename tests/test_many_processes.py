@@ -176,5 +176,5 @@ def test_a_mistake_is_said_once_and_leaves_nothing(tmp_path):
     assert [code for code, _, _ in found] == [2, 2]
     said = "".join(err for _, _, err in found)
     assert said == ("error: a batch of 1 cannot be shared by 2 processes: make the batch larger, or start fewer "
-                    "processes\n")
+                    "processes [E-BATCH-SIZE]\n")
     assert not list((tmp_path / "x").rglob("train.json")) and not list((tmp_path / "x").rglob("*.pt"))

@@ -247,7 +247,7 @@ def test_a_mistake_is_one_line_and_status_2_and_writes_nothing(tmp_path):
     done = script_process("train_cifar10.py", "--epsilon", "8", *places)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr == ("error: argument --epsilon: '8' is larger than the whole range of a pixel: images are in "
-                           "[0,1], write 8/255 (see train_cifar10.py --help)\n")
+                           "[0,1], write 8/255 (see train_cifar10.py --help) [E-FLAG-VALUE]\n")
     assert not any(tmp_path.iterdir())
 
 

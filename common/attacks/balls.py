@@ -134,7 +134,7 @@ BALLS: dict[str, type[Ball]] = {kind.norm: kind for kind in (Linf, L2, L1)}
 def ball(norm: str, eps: float) -> Ball:
     """The ball of a norm called linf, l2 or l1; any other name is a UserError."""
     if norm not in BALLS:
-        raise UserError(f"unknown norm {norm!r}: give one of {', '.join(BALLS)}")
+        raise UserError(f"unknown norm {norm!r}: give one of {', '.join(BALLS)}", code="E-NORM")
     return BALLS[norm](eps)
 
 

@@ -36,12 +36,12 @@ def load(spec: str, *, data_dir: Path = Path("data")) -> DataSet:
     kind, colon, path = spec.partition(":")
     if colon and kind in ("npz", "folder"):
         if not path:
-            raise UserError(f"{spec!r} names no path: write {kind}:PATH")
+            raise UserError(f"{spec!r} names no path: write {kind}:PATH", code="E-DATASET")
         return load_npz(Path(path)) if kind == "npz" else load_folder(path, data_dir=data_dir)
     if spec in NAMED:
         return NAMED[spec](data_dir)
     names = ", ".join([*NAMED, "npz:PATH", "folder:PATH"])
-    raise UserError(f"unknown data set {spec!r}{_suggestion(spec)}; there are: {names}")
+    raise UserError(f"unknown data set {spec!r}{_suggestion(spec)}; there are: {names}", code="E-DATASET")
 
 
 def _suggestion(spec: str) -> str:

@@ -58,18 +58,18 @@ def augment(images: Tensor, generator: torch.Generator, crop: int = 0, crop_mode
 def check_crop(crop: int, crop_mode: str, size: tuple[int, ...]) -> None:
     """UserError unless images of `size` (H,W) can be padded by `crop` in this mode."""
     if crop_mode not in CROP_MODES:
-        raise UserError(f"unknown crop mode {crop_mode!r}: choose from {', '.join(CROP_MODES)}")
+        raise UserError(f"unknown crop mode {crop_mode!r}: choose from {', '.join(CROP_MODES)}", code="E-AUGMENT")
     if crop < 0:
-        raise UserError(f"crop {crop} is negative: give the padding in pixels, 0 for none")
+        raise UserError(f"crop {crop} is negative: give the padding in pixels, 0 for none", code="E-AUGMENT")
     if crop_mode == "reflect" and crop >= min(size):
         raise UserError(f"reflect padding by {crop} pixels needs images larger than {crop} pixels, "
-                        f"these are {size[0]}x{size[1]}: use a smaller crop or zero padding")
+                        f"these are {size[0]}x{size[1]}: use a smaller crop or zero padding", code="E-AUGMENT")
 
 
 def check_rotation(rotate: float) -> None:
     """UserError unless `rotate` is a largest angle in degrees."""
     if not 0 <= rotate <= 180:
-        raise UserError(f"rotation by up to {rotate} degrees: give 0 (none) to 180")
+        raise UserError(f"rotation by up to {rotate} degrees: give 0 (none) to 180", code="E-AUGMENT")
 
 
 def apply(images: Tensor, draws: Draws, crop: int, crop_mode: CropMode) -> Tensor:

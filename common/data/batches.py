@@ -62,14 +62,14 @@ class Batches:
         if not 0 <= self.rank < self.ranks:
             raise ValueError(f"rank {self.rank} of {self.ranks}")
         if self.batch_size < 1:
-            raise UserError(f"batch size {self.batch_size}: give at least 1")
+            raise UserError(f"batch size {self.batch_size}: give at least 1", code="E-BATCH-SIZE")
         if self.views < 1:
-            raise UserError(f"{self.views} views of each image: give at least 1")
+            raise UserError(f"{self.views} views of each image: give at least 1", code="E-BATCH-SIZE")
         if self.batch_size < self.ranks:
             raise UserError(f"a batch of {self.batch_size} cannot be shared by {self.ranks} processes: make the batch "
-                            "larger, or start fewer processes")
+                            "larger, or start fewer processes", code="E-BATCH-SIZE")
         if self.steps is not None and self.steps < 1:
-            raise UserError(f"{self.steps} batches an epoch: give at least 1")
+            raise UserError(f"{self.steps} batches an epoch: give at least 1", code="E-BATCH-SIZE")
         check_crop(self.crop, self.crop_mode, self._image_size)
         check_rotation(self.rotate)
         if self.cutmix is not None:
@@ -78,7 +78,7 @@ class Batches:
             draw_mix(1, self._image_size, torch.Generator(), *self.cutmix)        # refuses what is no Beta's parameter
         if self._pass_steps == 0:
             raise UserError(f"no batch of {self.batch_size} can be made of {len(self.split)} images when the last one "
-                            "is dropped: use a smaller batch size or more images")
+                            "is dropped: use a smaller batch size or more images", code="E-BATCH-SIZE")
 
     @property
     def _image_size(self) -> tuple[int, int]:

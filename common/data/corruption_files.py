@@ -34,23 +34,24 @@ class CorruptionFiles:
 
     def __post_init__(self):
         if not self.folder.is_dir():
-            raise UserError(f"{self.folder} is no folder: unpack {self.name}.tar there")
+            raise UserError(f"{self.folder} is no folder: unpack {self.name}.tar there", code="E-CORRUPTION-FILES")
         missing = [f"{name}.npy" for name in (*self.names, "labels") if not (self.folder / f"{name}.npy").is_file()]
         if missing:
             raise UserError(f"{self.folder} lacks {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''} "
-                            f"({len(missing)} of {len(self.names) + 1} files): unpack {self.name}.tar again")
+                            f"({len(missing)} of {len(self.names) + 1} files): unpack {self.name}.tar again",
+                            code="E-CORRUPTION-FILES")
         labels = self._open("labels")
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) == 0 or len(labels) % SEVERITIES:
             raise UserError(f"{self.folder}/labels.npy is {labels.dtype} {labels.shape}: labels are integers, five "
-                            "times as many as test images")
+                            "times as many as test images", code="E-CORRUPTION-FILES")
         if (labels.reshape(SEVERITIES, -1) != labels[:len(labels) // SEVERITIES]).any():
             raise UserError(f"{self.folder}/labels.npy has other labels in other severities: it is damaged; unpack "
-                            f"{self.name}.tar again")
+                            f"{self.name}.tar again", code="E-CORRUPTION-FILES")
         for name in self.names:
             images = self._open(name)
             if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels) or images.shape[3] != 3:
                 raise UserError(f"{self.folder}/{name}.npy is {images.dtype} {images.shape}, not uint8 ({len(labels)}, "
-                                f"height, width, 3): unpack {self.name}.tar again")
+                                f"height, width, 3): unpack {self.name}.tar again", code="E-CORRUPTION-FILES")
 
     def _open(self, name: str) -> np.ndarray:
         if name not in self._maps:
@@ -58,7 +59,7 @@ class CorruptionFiles:
                 self._maps[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise UserError(f"{self.folder}/{name}.npy cannot be read as an array ({error}): it is damaged or "
-                                f"half copied; unpack {self.name}.tar again") from error
+                                f"half copied; unpack {self.name}.tar again", code="E-CORRUPTION-FILES") from error
         return self._maps[name]
 
     @property
@@ -86,8 +87,9 @@ class CorruptionFiles:
         for name, (height, width, channels) in sizes.items():
             if (1 if self.grey else channels, height, width) != tuple(shape):
                 raise UserError(f"{self.folder}/{name}.npy has images of {height}x{width}x{channels}, the test images "
-                                f"are {shape[1]}x{shape[2]}x{shape[0]}: they are of another data set")
+                                f"are {shape[1]}x{shape[2]}x{shape[0]}: they are of another data set",
+                                code="E-CORRUPTION-OTHER")
         if not np.array_equal(self.labels, labels):
             raise UserError(f"{self.folder}/labels.npy is not what the test images are labelled ({len(self.labels)} "
                             f"labels for {len(labels)} images, or another order): {self.name} goes with the whole "
-                            "test set in its original order")
+                            "test set in its original order", code="E-CORRUPTION-OTHER")

@@ -33,7 +33,8 @@ def draw_mix(rows: int, size: tuple[int, int], generator: torch.Generator, alpha
     size: (H,W); `generator`: a CPU generator.  Raises UserError unless alpha and beta are positive.
     """
     if not (alpha > 0 and beta > 0):
-        raise UserError(f"CutMix draws from Beta(alpha, beta), which needs positive numbers, not {alpha} and {beta}")
+        raise UserError(f"CutMix draws from Beta(alpha, beta), which needs positive numbers, not {alpha} and {beta}",
+                        code="E-AUGMENT")
     # Torch has no public Beta that takes a generator, so it seeds numpy's.
     seed = torch.randint(0, 2 ** 63 - 1, (1,), generator=generator)
     share = sqrt(1 - np.random.default_rng(int(seed)).beta(alpha, beta))

@@ -105,7 +105,7 @@ def load_extra(paths: Sequence[str | Path], *, classes: int, image_shape: tuple[
     """
     folder = Path(cache) if cache else ROOT / "data"
     if not paths or not all(str(path) for path in paths):
-        raise UserError("extra data: an empty file name; name npz files, separated by commas")
+        raise UserError("extra data: an empty file name; name npz files, separated by commas", code="E-FLAG-VALUE")
     opened = [_open(Path(path), classes, image_shape) for path in paths]
     labels = np.concatenate([_labels(member["label"], classes) for member in opened])
     parts = tuple(mapped(member["image"], folder) for member in opened)
@@ -125,23 +125,26 @@ def _open(path: Path, classes: int, image_shape: tuple[int, int, int]) -> dict[s
     missing = [key for key in ("image", "label") if key not in found]
     if missing:
         there = ", ".join(name if name.isprintable() else repr(name) for name in names_in(path)[:12]) or "nothing"
-        raise UserError(f"{path} has no {' and no '.join(missing)}: found {there}; extra data are {LAYOUT}")
+        raise UserError(f"{path} has no {' and no '.join(missing)}: found {there}; extra data are {LAYOUT}",
+                        code="E-NPZ-KEYS")
     image, label = found["image"], found["label"]
     if image.dtype != np.uint8:
         mend = ('multiply images in [0,1] by 255, round, and cast: (image * 255).round().astype("uint8")'
                 if image.dtype.kind == "f" else 'give values 0..255 and cast with .astype("uint8")')
-        raise UserError(f"{path}: image is {image.dtype}, not uint8: {mend}")
+        raise UserError(f"{path}: image is {image.dtype}, not uint8: {mend}", code="E-NPZ-DTYPE")
     channels, height, width = image_shape
     if len(image.shape) != 4 or image.shape[1:] != (height, width, channels):
         raise UserError(f"{path}: image has shape {image.shape}, but the training images ask for "
-                        f"(M,{height},{width},{channels}): extra data are {LAYOUT}, of the training images' size")
+                        f"(M,{height},{width},{channels}): extra data are {LAYOUT}, of the training images' size",
+                        code="E-NPZ-SHAPE")
     if image.shape[0] == 0:
-        raise UserError(f"{path} has no image: give at least one")
+        raise UserError(f"{path} has no image: give at least one", code="E-NO-IMAGE")
     if label.dtype.kind not in "iu":
-        raise UserError(f"{path}: label is {label.dtype}, not integers: give class numbers 0 to {classes - 1}")
+        raise UserError(f"{path}: label is {label.dtype}, not integers: give class numbers 0 to {classes - 1}",
+                        code="E-LABELS")
     if label.shape != image.shape[:1]:
         raise UserError(f"{path}: label has shape {label.shape}, not {image.shape[:1]}: "
-                        "give one class number per image")
+                        "give one class number per image", code="E-LABELS")
     return found
 
 
@@ -153,7 +156,8 @@ def _labels(member: Member, classes: int) -> np.ndarray:
         if wrong.any():
             position = int(wrong.argmax())
             raise UserError(f"{member.path}: label has {piece[position]} at position {done + position}, but there are "
-                            f"{classes} classes, 0 to {classes - 1}: is this extra data for another data set?")
+                            f"{classes} classes, 0 to {classes - 1}: is this extra data for another data set?",
+                            code="E-LABELS")
         kept.append(piece.astype(np.min_scalar_type(classes - 1)))
         done += len(piece)
     return np.concatenate(kept)
@@ -173,23 +177,25 @@ def _chosen(path: Path, count: int) -> np.ndarray:
     try:
         index = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise UserError(f"the index file {path} does not exist: check the path") from error
+        raise UserError(f"the index file {path} does not exist: check the path", code="E-INDEX-FILE") from error
     except (*UNREADABLE, OverflowError) as error:
-        raise UserError(f"the index file {path} cannot be read: save a mask or positions with numpy.save") from error
+        raise UserError(f"the index file {path} cannot be read: save a mask or positions with numpy.save",
+                        code="E-INDEX-FILE") from error
     if not isinstance(index, np.ndarray):
-        raise UserError(f"the index file {path} is an npz file: save a mask or positions with numpy.save, as .npy")
+        raise UserError(f"the index file {path} is an npz file: save a mask or positions with numpy.save, as .npy",
+                        code="E-INDEX-FILE")
     if index.ndim != 1 or index.dtype.kind not in "biu":
         raise UserError(f"the index file {path} is {index.dtype} of shape {index.shape}: give a mask, bool ({count},), "
-                        "or a list of positions")
+                        "or a list of positions", code="E-INDEX-FILE")
     if index.dtype == bool:
         if len(index) != count:
             raise UserError(f"the index file {path} is a mask of {len(index)} entries for {count} images: "
-                            "make one for these files")
+                            "make one for these files", code="E-INDEX-FILE")
         index = np.flatnonzero(index)
     if len(index) == 0:
-        raise UserError(f"the index file {path} chooses no image")
+        raise UserError(f"the index file {path} chooses no image", code="E-INDEX-FILE")
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= count:
         raise UserError(f"the index file {path} names position {low if low < 0 else high}, but there are {count} "
-                        f"images, 0 to {count - 1}")
+                        f"images, 0 to {count - 1}", code="E-INDEX-FILE")
     return np.array(index, np.int64)

@@ -23,7 +23,8 @@ def opened(path: Path, use: Callable[[Any], T]) -> T:
             return use(image)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read the image {path} ({reason[:160]}): replace or remove it") from error
+        raise UserError(f"cannot read the image {path} ({reason[:160]}): replace or remove it",
+                        code="E-IMAGE") from error
 
 
 def in_parallel(work: Callable[[int], None], positions: Iterable[int], what: str) -> None:

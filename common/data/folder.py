@@ -61,10 +61,11 @@ def _parsed(spec: str) -> tuple[Path, int | None]:
         return Path(spec), None
     path, option, value = match.groups()
     if option != "size":
-        raise UserError(f"folder:{spec} has the unknown option {option!r}: there is only size, folder:{path}?size=64")
+        raise UserError(f"folder:{spec} has the unknown option {option!r}: there is only size, folder:{path}?size=64",
+                        code="E-DATASET")
     if not re.fullmatch(r"[1-9]\d{0,3}", value):
         raise UserError(f"folder:{spec} has the size {value!r}: give the side in pixels, 1 to 9999, "
-                        f"folder:{path}?size=64")
+                        f"folder:{path}?size=64", code="E-DATASET")
     return Path(path), int(value)
 
 
@@ -72,18 +73,19 @@ def _scan(root: Path) -> tuple[Part, Part, str]:
     """The files of the training and the second part, and the second's name: "test" or "val"."""
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise UserError(f"folder {root} {what}: check the path (relative ones start at {Path.cwd()})")
+        raise UserError(f"folder {root} {what}: check the path (relative ones start at {Path.cwd()})",
+                        code="E-DATA-MISSING")
     second = next((name for name in ("test", "val") if (root / name).is_dir()), None)
     if second is None or not (root / "train").is_dir():
         found = ", ".join(sorted(path.name + "/" for path in root.iterdir() if path.is_dir())[:12]) or "no folder"
         raise UserError(f"{root} has no {'test/ or val/' if (root / 'train').is_dir() else 'train/'}: found {found}; "
-                        "wanted train/CLASS/ and test/CLASS/ (or val/CLASS/) with the images")
+                        "wanted train/CLASS/ and test/CLASS/ (or val/CLASS/) with the images", code="E-FOLDER-LAYOUT")
     train, test = _part(root, "train"), _part(root, second)
     for here, there, classes in (("train", second, set(train.classes) - set(test.classes)),
                                  (second, "train", set(test.classes) - set(train.classes))):
         if classes:
             raise UserError(f"{root}: {there}/ has no class folder {', '.join(sorted(classes)[:8])}, which {here}/ "
-                            "has: both need the same classes")
+                            "has: both need the same classes", code="E-FOLDER-LAYOUT")
     return train, test, second
 
 
@@ -93,14 +95,15 @@ def _part(root: Path, name: str) -> Part:
     folders = sorted((path for path in (root / name).iterdir() if not path.name.startswith(".") and path.is_dir()),
                      key=lambda path: path.name)
     if not folders:
-        raise UserError(f"{root / name} has no class folder: put the images into {root / name}/CLASS/")
+        raise UserError(f"{root / name} has no class folder: put the images into {root / name}/CLASS/",
+                        code="E-FOLDER-LAYOUT")
     paths: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
         files = _images_below(folder, inside, above=())
         if not files:
             raise UserError(f"class folder {folder} has no image ({', '.join(sorted(ENDINGS))}): "
-                            "fill it or remove it")
+                            "fill it or remove it", code="E-NO-IMAGE")
         paths += files
         labels += [label] * len(files)
     return Part(tuple(paths), tuple(labels), tuple(folder.name for folder in folders))
@@ -111,13 +114,13 @@ def _images_below(folder: Path, inside: Path, above: tuple[Path, ...]) -> list[P
     _refuse_way_out(folder, inside)
     here = folder.resolve()
     if here in above:
-        raise UserError(f"{folder} is a link to a folder that holds it: remove it")
+        raise UserError(f"{folder} is a link to a folder that holds it: remove it", code="E-LINK")
     files: list[Path] = []
     try:
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}", code="E-READ") from error
     for entry in entries:
         path = Path(entry.path)
         if entry.name.startswith("."):
@@ -138,9 +141,9 @@ def _refuse_way_out(path: Path, inside: Path) -> None:
     target = path.resolve()
     if not target.is_relative_to(inside):
         raise UserError(f"{path} is a link out of the folder, to {target}, and is not followed: "
-                        "put a copy there instead")
+                        "put a copy there instead", code="E-LINK")
     if not target.exists():
-        raise UserError(f"{path} is a link to {target}, which does not exist: remove it")
+        raise UserError(f"{path} is a link to {target}, which does not exist: remove it", code="E-LINK")
 
 
 def _decoded(root: Path, parts: list[Part], size: int | None) -> list[np.ndarray]:
@@ -154,13 +157,15 @@ def _decoded(root: Path, parts: list[Part], size: int | None) -> list[np.ndarray
     in_parallel(read_header, range(len(paths)), "reading headers")
     for path, (_, mode) in zip(paths, headers, strict=True):
         if mode in DEEP:
-            raise UserError(f"{path} has more than 8 bits per channel (mode {mode}): convert it to 8 bits")
+            raise UserError(f"{path} has more than 8 bits per channel (mode {mode}): convert it to 8 bits",
+                            code="E-IMAGE")
     width, height = headers[0][0]
     if size is None:
         for path, (found, _) in zip(paths, headers, strict=True):
             if found != (width, height):
                 raise UserError(f"{path} is {found[0]}x{found[1]} (width x height) but {paths[0]} is {width}x{height}: "
-                                f"all images must have one size; folder:{root}?size={min(width, height)} resizes them")
+                                f"all images must have one size; folder:{root}?size={min(width, height)} resizes them",
+                                code="E-IMAGE-SIZE")
     else:
         width = height = size
     colour = any(mode not in GREY for _, mode in headers)

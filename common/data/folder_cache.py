@@ -23,7 +23,7 @@ def key(paths: list[Path], root: Path, options: str) -> str:
             status = path.stat()
         except OSError as error:
             raise UserError(f"cannot read the image {path} ({error.strerror or error}): "
-                            "replace or remove it") from error
+                            "replace or remove it", code="E-READ") from error
         lines.append(f"{path.relative_to(root).as_posix()!r} {status.st_size} {status.st_mtime_ns}\n")
     digest.update("".join(sorted(lines)).encode())
     return digest.hexdigest()

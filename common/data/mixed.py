@@ -68,15 +68,16 @@ class MixedBatches:
         if self.extra.image_shape != tuple(self.split.images.shape[1:]):
             raise ValueError(f"extra images are {self.extra.image_shape}, others {tuple(self.split.images.shape[1:])}")
         if self.batch_size < self.ranks:
-            raise UserError(f"batch size {self.batch_size}: give at least {self.ranks}, an image for each process")
+            raise UserError(f"batch size {self.batch_size}: give at least {self.ranks}, an image for each process",
+                            code="E-BATCH-SIZE")
         if not self.unsup_fraction < 1:
             raise UserError(f"an extra-data fraction of {self.unsup_fraction} leaves no room for training images: give "
-                            "--unsup-fraction below 1 (negative: one permutation of both)")
+                            "--unsup-fraction below 1 (negative: one permutation of both)", code="E-BATCH-SIZE")
         if self.unsup_fraction > 0 and self.extra_images == 0:
             raise UserError(f"an extra-data fraction of {self.unsup_fraction} gives no extra image in a batch of "
-                            f"{self.batch_size}: raise one of both, or leave the extra data out")
+                            f"{self.batch_size}: raise one of both, or leave the extra data out", code="E-BATCH-SIZE")
         if self.steps is not None and self.steps < 1:
-            raise UserError(f"{self.steps} batches an epoch: give at least 1")
+            raise UserError(f"{self.steps} batches an epoch: give at least 1", code="E-BATCH-SIZE")
         check_crop(self.crop, self.crop_mode, self.split.images.shape[-2:])
         check_rotation(self.rotate)
 

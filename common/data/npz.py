@@ -39,12 +39,12 @@ def load_npz(path: Path, *, name: str | None = None, source: str | None = None) 
     if missing:
         found = ", ".join(key if key.isprintable() else repr(key) for key in sorted(arrays)[:12]) or "nothing"
         raise UserError(f"{path} has no {', '.join(missing)}: found {found}; wanted train_images, train_labels, "
-                        "test_images, test_labels (val_ is accepted for test_)")
+                        "test_images, test_labels (val_ is accepted for test_)", code="E-NPZ-KEYS")
     train = checked_split(arrays["train_images"], arrays["train_labels"], f"{path}: train_")
     test = checked_split(arrays[f"{second}_images"], arrays[f"{second}_labels"], f"{path}: {second}_")
     if train.images.shape[1:] != test.images.shape[1:]:
         raise UserError(f"{path}: train_images are {_size(train)} but {second}_images {_size(test)}: "
-                        "bring them to one size")
+                        "bring them to one size", code="E-NPZ-SHAPE")
     names = _class_names(arrays.get("class_names"), train, path)
     check_labels(test, len(names), f"{path}: {second}_labels")
     source = source or f"npz:{path.name}"
@@ -61,18 +61,19 @@ def checked_split(images: np.ndarray, labels: np.ndarray, where: str) -> Split:
     images = _checked_images(images, f"{where}images")
     if labels.dtype.kind not in "iu":
         raise UserError(f"{where}labels are {_kind(labels)}, not integers: give class numbers from 0 on, "
-                        'labels.astype("int64")')
+                        'labels.astype("int64")', code="E-LABELS")
     if labels.ndim != 1:
         raise UserError(f"{where}labels have shape {labels.shape}, not ({len(images)},): "
-                        "give one class number per image")
+                        "give one class number per image", code="E-LABELS")
     if len(labels) != len(images):
-        raise UserError(f"{where}labels has {len(labels)} labels for {len(images)} images: give one per image")
+        raise UserError(f"{where}labels has {len(labels)} labels for {len(images)} images: give one per image",
+                        code="E-LABELS")
     if labels.min() < 0:
         raise UserError(f"{where}labels has the label {labels.min()}, at position {labels.argmin()}: "
-                        "number the classes from 0 on")
+                        "number the classes from 0 on", code="E-LABELS")
     if labels.max() >= MAX_CLASSES:
         raise UserError(f"{where}labels has the label {labels.max()}, at position {labels.argmax()}: "
-                        "number the classes from 0 on, without large gaps")
+                        "number the classes from 0 on, without large gaps", code="E-LABELS")
     nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return Split(torch.from_numpy(nchw), torch.from_numpy(labels.astype(np.int64)))
 
@@ -82,25 +83,26 @@ def check_labels(split: Split, classes: int, where: str) -> None:
     if int(split.labels.max()) >= classes:
         raise UserError(f"{where} has the label {int(split.labels.max())}, at position {int(split.labels.argmax())}, "
                         f"but the training split has only {classes} classes, 0 to {classes - 1}: "
-                        "number both alike, or add class_names")
+                        "number both alike, or add class_names", code="E-LABELS")
 
 
 def check_is_npz(path: Path) -> None:
     """UserError unless `path` is a zip file with its end; what is in it is not looked at."""
     if path.is_dir():
-        raise UserError(f"{path} is a folder, not an npz file: use folder:{path} for a folder of images")
+        raise UserError(f"{path} is a folder, not an npz file: use folder:{path} for a folder of images", code="E-NPZ")
     try:
         with open(path, "rb") as stream:
             start = stream.read(2)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: check the path (relative ones start at {Path.cwd()})") from error
+        raise UserError(f"{path} does not exist: check the path (relative ones start at {Path.cwd()})",
+                        code="E-DATA-MISSING") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}", code="E-READ") from error
     if start != b"PK":
         raise UserError(f"{path} is {'empty' if not start else 'not an npz file'}: "
-                        "write one with numpy.savez (data/README.md gives the layout)")
+                        "write one with numpy.savez (data/README.md gives the layout)", code="E-NPZ")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is cut off, its end is missing: copy or download it again")
+        raise UserError(f"{path} is cut off, its end is missing: copy or download it again", code="E-DATA-DAMAGED")
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -114,13 +116,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 used = re.fullmatch(r"(train|test|val)_(images|labels|exact)|class_names", key)
                 arrays[key] = file[key] if used else np.empty(0)
                 if not isinstance(arrays[key], np.ndarray):
-                    raise UserError(f"{path}: {key!r} is not a numpy array: write the file with numpy.savez")
+                    raise UserError(f"{path}: {key!r} is not a numpy array: write the file with numpy.savez",
+                                    code="E-NPZ")
     except UNREADABLE as error:
         if "allow_pickle" in str(error):
             raise UserError(f"{path}: {key} holds Python objects, which are never loaded, for that could run code: "
-                            "save plain arrays of numbers (class_names: of strings)") from error
+                            "save plain arrays of numbers (class_names: of strings)", code="E-NPZ-OBJECTS") from error
         raise UserError(f"{path}: {key!r} cannot be read ({_reason(error)}): the file is damaged; "
-                        "copy or download it again") from error
+                        "copy or download it again", code="E-DATA-DAMAGED") from error
     return arrays
 
 
@@ -129,20 +132,20 @@ def _checked_images(images: np.ndarray, where: str) -> np.ndarray:
     if images.dtype != np.uint8:
         mend = ("multiply images in [0,1] by 255, round, and cast: (images * 255).round().astype(\"uint8\")"
                 if images.dtype.kind == "f" else "give values 0..255 and cast with .astype(\"uint8\")")
-        raise UserError(f"{where} is {_kind(images)}, not uint8: {mend}")
+        raise UserError(f"{where} is {_kind(images)}, not uint8: {mend}", code="E-NPZ-DTYPE")
     if images.ndim not in (3, 4) or 0 in images.shape[1:]:
-        raise UserError(f"{where} has shape {images.shape}: give (N,H,W,3), (N,H,W,1) or (N,H,W)")
+        raise UserError(f"{where} has shape {images.shape}: give (N,H,W,3), (N,H,W,1) or (N,H,W)", code="E-NPZ-SHAPE")
     if len(images) == 0:
-        raise UserError(f"{where} has no image: give at least one")
+        raise UserError(f"{where} has no image: give at least one", code="E-NO-IMAGE")
     if images.ndim == 3:
         return images[..., None]
     if images.shape[3] in (1, 3):
         return images
     if images.shape[1] in (1, 3):
         raise UserError(f"{where} has shape {images.shape}, channels first: put them last, "
-                        "images.transpose(0, 2, 3, 1)")
+                        "images.transpose(0, 2, 3, 1)", code="E-NPZ-SHAPE")
     raise UserError(f"{where} has {images.shape[3]} channels, shape {images.shape}: give (N,H,W,3), (N,H,W,1) "
-                    "or (N,H,W)")
+                    "or (N,H,W)", code="E-NPZ-SHAPE")
 
 
 def _class_names(names: np.ndarray | None, train: Split, path: Path) -> tuple[str, ...]:
@@ -150,10 +153,11 @@ def _class_names(names: np.ndarray | None, train: Split, path: Path) -> tuple[st
     if names is None:
         return tuple(str(label) for label in range(classes))
     if names.dtype.kind not in "US" or names.ndim != 1:
-        raise UserError(f"{path}: class_names is {_kind(names)} of shape {names.shape}: give a list of strings")
+        raise UserError(f"{path}: class_names is {_kind(names)} of shape {names.shape}: give a list of strings",
+                        code="E-LABELS")
     if len(names) < classes:
         raise UserError(f"{path}: class_names has {len(names)} names but train_labels go up to {classes - 1}: "
-                        "give a name per class")
+                        "give a name per class", code="E-LABELS")
     return tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names)
 
 

@@ -105,10 +105,11 @@ def _member(path: Path, key: str, info: zipfile.ZipInfo, archive: zipfile.ZipFil
         begin = stream.tell()
     if dtype.hasobject:
         raise UserError(f"{path}: {key} holds Python objects, which are never loaded, for that could run code: "
-                        "save plain arrays of numbers")
+                        "save plain arrays of numbers", code="E-NPZ-OBJECTS")
     member = Member(path, key, shape, dtype, begin, info)
     if fortran and len(shape) > 1:
-        raise UserError(f"{path}: {key} is saved in Fortran order: save numpy.ascontiguousarray({key})")
+        raise UserError(f"{path}: {key} is saved in Fortran order: save numpy.ascontiguousarray({key})",
+                        code="E-NPZ-SHAPE")
     if min(shape, default=1) < 0 or begin + member.nbytes != info.file_size:
         raise ValueError(f"{key} should have the shape {shape} but has {info.file_size - begin} bytes")
     if member.stored and _place(member) + member.nbytes > path.stat().st_size:
@@ -140,7 +141,8 @@ def _decoded(member: Member, cache: Path) -> np.ndarray:
         if free < member.nbytes:
             raise UserError(f"{member.path}: {member.key} is compressed and needs {member.nbytes / 1e9:.1f} GB in "
                             f"{target.parent}, where {free / 1e9:.1f} GB are free: make room, name another folder "
-                            "with --data_dir, or save it anew with numpy.savez, which is used as it is")
+                            "with --data_dir, or save it anew with numpy.savez, which is used as it is",
+                            code="E-DISK-FULL")
         tqdm.write(f"{member.path.name}: {member.key} is compressed; unpacking it once into {target} "
                    f"({member.nbytes / 1e9:.2f} GB)")
         with open(temporary, "wb") as stream:
@@ -149,7 +151,7 @@ def _decoded(member: Member, cache: Path) -> np.ndarray:
             for piece in pieces(member, f"unpacking {member.path.name}"):
                 stream.write(piece.data)
     if (there := _opened_cache(target, member)) is None:
-        raise UserError(f"{target} was written but cannot be read back: check that disk")
+        raise UserError(f"{target} was written but cannot be read back: check that disk", code="E-WRITE")
     return there
 
 
@@ -163,4 +165,5 @@ def _opened_cache(path: Path, member: Member) -> np.ndarray | None:
 
 def _damaged(path: Path, error: Any) -> NoReturn:
     reason = " ".join(str(error).split())[:120] or type(error).__name__
-    raise UserError(f"{path} cannot be read ({reason}): the file is damaged; copy or download it again") from error
+    raise UserError(f"{path} cannot be read ({reason}): the file is damaged; copy or download it again",
+                    code="E-DATA-DAMAGED") from error

@@ -113,7 +113,7 @@ def apply_policy(images: Tensor, draws: Draws) -> Tensor:
     """uint8 (R,C,H,W) -> uint8 (R,C,H,W): the first and then the second operation of each image's sub-policy."""
     if images.shape[1] not in (1, 3):
         raise UserError(f"AutoAugment works on images of 1 or 3 channels, these have {images.shape[1]}: train with the "
-                        "base augmentation")
+                        "base augmentation", code="E-AUGMENT")
     which, below, strengths = _tables(*images.shape[-2:])
     done = draws.chance < below[draws.policy]                                            # (R,2)
     operation = torch.where(done, which[draws.policy], len(OPERATIONS))
@@ -179,5 +179,6 @@ def uses_policy(augment_type: str, epoch: int, epochs: int) -> bool:
     RPAT's --augment_type: base never, autoaug always, autoaug_sche in the second half (epoch + 1 > epochs/2).
     """
     if augment_type not in AUGMENT_TYPES:
-        raise UserError(f"unknown augmentation {augment_type!r}: choose one of {', '.join(AUGMENT_TYPES)}")
+        raise UserError(f"unknown augmentation {augment_type!r}: choose one of {', '.join(AUGMENT_TYPES)}",
+                        code="E-AUGMENT")
     return augment_type == "autoaug" or (augment_type == "autoaug_sche" and 2 * (epoch + 1) > epochs)

@@ -80,7 +80,7 @@ class Split:
         if isinstance(which, int):
             if not 1 <= which <= len(self):
                 raise UserError(f"cannot take the first {which} images of a split of {len(self)}: "
-                                f"give a number from 1 to {len(self)}")
+                                f"give a number from 1 to {len(self)}", code="E-SUBSET")
             if which == len(self):
                 return self
             return Split(self.images[:which], self.labels[:which], self._part(f"first {which} of {len(self)}"))
@@ -103,16 +103,18 @@ class Split:
         which = torch.as_tensor(which)
         if which.dtype == torch.bool:
             if which.shape != self.labels.shape:
-                raise UserError(f"a mask of shape {tuple(which.shape)} does not fit a split of {len(self)} images")
+                raise UserError(f"a mask of shape {tuple(which.shape)} does not fit a split of {len(self)} images",
+                                code="E-SUBSET")
             which = which.nonzero().flatten()
         if which.ndim != 1 or which.is_floating_point() or which.is_complex():
-            raise UserError(f"positions are a list of integers, not {which.dtype} of shape {tuple(which.shape)}")
+            raise UserError(f"positions are a list of integers, not {which.dtype} of shape {tuple(which.shape)}",
+                            code="E-SUBSET")
         if len(which) == 0:
-            raise UserError(f"no image chosen of a split of {len(self)}")
+            raise UserError(f"no image chosen of a split of {len(self)}", code="E-SUBSET")
         low, high = int(which.min()), int(which.max())
         if low < 0 or high >= len(self):
             raise UserError(f"position {low if low < 0 else high} is outside the split of {len(self)} images: "
-                            f"positions run from 0 to {len(self) - 1}")
+                            f"positions run from 0 to {len(self) - 1}", code="E-SUBSET")
         return which.to(torch.int64)
 
 
@@ -189,7 +191,8 @@ def hold_out(split: Split, *, size: int | None = None, indices: Tensor | list[in
     count = len(split)
     if size is not None:
         if not 1 <= size < count:
-            raise UserError(f"cannot hold out {size} of {count} images: give a number from 1 to {count - 1}")
+            raise UserError(f"cannot hold out {size} of {count} images: give a number from 1 to {count - 1}",
+                            code="E-SUBSET")
         generator = torch.Generator().manual_seed(fold(seed, "hold-out"))
         held = torch.randperm(count, generator=generator)[:size].sort().values
         how = f"seed {seed}"
@@ -197,9 +200,10 @@ def hold_out(split: Split, *, size: int | None = None, indices: Tensor | list[in
         held = split._positions(torch.as_tensor(indices).cpu())
         if len(held.unique()) < len(held):
             values, counts = held.unique(return_counts=True)
-            raise UserError(f"position {int(values[counts > 1][0])} is held out more than once: name each image once")
+            raise UserError(f"position {int(values[counts > 1][0])} is held out more than once: name each image once",
+                            code="E-SUBSET")
         if len(held) == count:
-            raise UserError(f"cannot hold out all {count} images: nothing would be left to train on")
+            raise UserError(f"cannot hold out all {count} images: nothing would be left to train on", code="E-SUBSET")
         how = "given positions"
     kept = torch.ones(count, dtype=torch.bool)
     kept[held] = False

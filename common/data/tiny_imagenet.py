@@ -69,28 +69,32 @@ def _root(data_dir: Path) -> Path:
     there = [data_dir / name for name in FOLDERS if (data_dir / name).is_dir()]
     if not there:
         raise UserError(f"no Tiny-ImageNet in {data_dir} (looked for {' and '.join(FOLDERS)}): fetch it with "
-                        f"`{command} {data_dir}`, or name the folder that holds it with --data_dir")
+                        f"`{command} {data_dir}`, or name the folder that holds it with --data_dir",
+                        code="E-DATA-MISSING")
     for root in there:
         if all((root / part).is_dir() for part in PER_CLASS):
             return root
     lacking = " and ".join(f"{part}/" for part in PER_CLASS if not (there[0] / part).is_dir())
-    raise UserError(f"{there[0]} has no {lacking}: remove it and fetch Tiny-ImageNet again with `{command} {data_dir}`")
+    raise UserError(f"{there[0]} has no {lacking}: remove it and fetch Tiny-ImageNet again with `{command} {data_dir}`",
+                    code="E-TINY-IMAGENET")
 
 
 def _classes(root: Path, subset: bool) -> list[str]:
     """The sorted wnids of the training folders, which must be those of wnids.txt if that is there."""
     classes = sorted(entry.name for entry in _entries(root / "train") if entry.is_dir())
     if not classes:
-        raise UserError(f"{root / 'train'} has no class folder: remove {root} and fetch Tiny-ImageNet again")
+        raise UserError(f"{root / 'train'} has no class folder: remove {root} and fetch Tiny-ImageNet again",
+                        code="E-TINY-IMAGENET")
     if (root / "wnids.txt").is_file():
         listed = set(_lines(root / "wnids.txt"))
         strange = [name for name in classes if name not in listed]
         if strange:
-            raise UserError(f"{root / 'train' / strange[0]} is no class of {root / 'wnids.txt'}: remove one of both")
+            raise UserError(f"{root / 'train' / strange[0]} is no class of {root / 'wnids.txt'}: remove one of both",
+                            code="E-TINY-IMAGENET")
         absent = sorted(listed.difference(classes))
         if absent and not subset:
             raise UserError(f"{root / 'train'} has no folder {absent[0]}, which wnids.txt lists ({len(absent)} of "
-                            f"{len(listed)} are missing): {_mend(root)}")
+                            f"{len(listed)} are missing): {_mend(root)}", code="E-TINY-IMAGENET")
     return classes
 
 
@@ -98,10 +102,11 @@ def _sorted_into_classes(root: Path, part: str, classes: list[str]) -> Part:
     """The images of PART/<wnid>/ and PART/<wnid>/images/."""
     folders = sorted(entry.name for entry in _entries(root / part) if entry.is_dir() and entry.name != "images")
     if part == "val" and not folders:
-        raise UserError(f"{root / part} has neither images/ nor class folders: {_mend(root)}")
+        raise UserError(f"{root / part} has neither images/ nor class folders: {_mend(root)}", code="E-TINY-IMAGENET")
     strange = [name for name in folders if name not in classes]
     if strange:
-        raise UserError(f"{root / part / strange[0]} is no class of {root / 'train'}: remove it")
+        raise UserError(f"{root / part / strange[0]} is no class of {root / 'train'}: remove it",
+                        code="E-TINY-IMAGENET")
     labels = {name: label for label, name in enumerate(classes)}
     files = [(labels[name], path) for name in folders for path in _images(root / part / name)]
     return Part(part, [path for _, path in files], [label for label, _ in files])
@@ -111,7 +116,8 @@ def _annotated(root: Path, classes: list[str]) -> Part:
     """The images of val/images/, with the classes that val/val_annotations.txt gives them."""
     table, folder = root / "val" / "val_annotations.txt", root / "val" / "images"
     if not table.is_file():
-        raise UserError(f"{table} is missing, and without it the images in {folder} have no classes: {_mend(root)}")
+        raise UserError(f"{table} is missing, and without it the images in {folder} have no classes: {_mend(root)}",
+                        code="E-TINY-IMAGENET")
     labels = {name: label for label, name in enumerate(classes)}
     files = {path.name: path for path in _images(folder)}
     found: dict[str, int] = {}
@@ -119,19 +125,21 @@ def _annotated(root: Path, classes: list[str]) -> Part:
         name, *rest = line.split("\t")
         if not rest or not name or "/" in name:
             raise UserError(f"{table}, line {number}: {line[:60]!r} is not a file name, a tab, and a class: "
-                            f"{_mend(root)}")
+                            f"{_mend(root)}", code="E-TINY-IMAGENET")
         if rest[0] not in labels:
             raise UserError(f"{table}, line {number}: {rest[0][:60]!r} is no class of {root / 'train'}: remove the "
-                            "line and its image, or add the class")
+                            "line and its image, or add the class", code="E-TINY-IMAGENET")
         if name in found:
-            raise UserError(f"{table}, line {number}: {name} has a class already: remove one of both lines")
+            raise UserError(f"{table}, line {number}: {name} has a class already: remove one of both lines",
+                            code="E-TINY-IMAGENET")
         if name not in files:
-            raise UserError(f"{table}, line {number}: {name[:60]!r} is not in {folder}: {_mend(root)}")
+            raise UserError(f"{table}, line {number}: {name[:60]!r} is not in {folder}: {_mend(root)}",
+                            code="E-TINY-IMAGENET")
         found[name] = labels[rest[0]]
     if len(found) < len(files):
         nameless = min(files.keys() - found.keys())
         raise UserError(f"{table} has no line for {nameless} ({len(files) - len(found)} images have none): "
-                        f"{_mend(root)}")
+                        f"{_mend(root)}", code="E-TINY-IMAGENET")
     ordered = sorted(found, key=lambda name: (found[name], name))
     return Part("val", [files[name] for name in ordered], [found[name] for name in ordered])
 
@@ -147,7 +155,7 @@ def _images(folder: Path) -> list[Path]:
             paths.append(Path(entry.path))
         elif ending != ".txt" and (entry not in deeper or entry.name != "images"):
             raise UserError(f"{entry.path} is no JPEG and has no business here: remove it (PNG copies of images are "
-                            "accepted as .png)")
+                            "accepted as .png)", code="E-TINY-IMAGENET")
     return paths + [path for entry in deeper for path in _images(Path(entry.path))]
 
 
@@ -161,7 +169,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         with os.scandir(folder) as listing:
             return sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}", code="E-READ") from error
 
 
 def _counts_off(part: Part, classes: int) -> int | None:
@@ -176,15 +184,17 @@ def _check_part(root: Path, parts: list[Part], classes: list[str], subset: bool)
         off = _counts_off(part, len(classes))
         if off is not None and not subset:
             raise UserError(f"class {classes[off]} has {part.labels.count(off)} images in {root / part.name}, not "
-                            f"{PER_CLASS[part.name]}: {_mend(root)}")
+                            f"{PER_CLASS[part.name]}: {_mend(root)}", code="E-TINY-IMAGENET")
     if not subset:
-        raise UserError(f"{root / 'train'} has {len(classes)} classes, not {CLASSES}: {_mend(root)}")
+        raise UserError(f"{root / 'train'} has {len(classes)} classes, not {CLASSES}: {_mend(root)}",
+                        code="E-TINY-IMAGENET")
     train, val = parts
     empty = set(range(len(classes))).difference(train.labels)
     if empty:
-        raise UserError(f"class folder {root / 'train' / classes[min(empty)]} has no image: fill it or remove it")
+        raise UserError(f"class folder {root / 'train' / classes[min(empty)]} has no image: fill it or remove it",
+                        code="E-NO-IMAGE")
     if not val.paths:
-        raise UserError(f"{root / 'val'} has no image: at least one is needed to measure anything")
+        raise UserError(f"{root / 'val'} has no image: at least one is needed to measure anything", code="E-NO-IMAGE")
 
 
 def _mend(root: Path) -> str:
@@ -216,10 +226,10 @@ def _pixels(root: Path, parts: list[Part], data_dir: Path) -> list[np.ndarray]:
 def _rgb(image: Any, path: Path) -> np.ndarray:
     """uint8 (64,64,3) of an open Pillow image."""
     if image.format != _format(path):
-        raise UserError(f"{path} is no {_format(path)} (but {image.format}): replace or remove it")
+        raise UserError(f"{path} is no {_format(path)} (but {image.format}): replace or remove it", code="E-IMAGE")
     if image.size != (SIDE, SIDE):
         raise UserError(f"{path} is {image.width}x{image.height} (width x height), not {SIDE}x{SIDE}: "
-                        "replace or remove it")
+                        "replace or remove it", code="E-IMAGE")
     return np.asarray(image.convert("RGB"))
 
 
@@ -240,5 +250,5 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}", code="E-READ") from error
     return [line for line in text.splitlines() if line.strip()]

@@ -63,7 +63,7 @@ def load_vision(name: str, data_dir: Path) -> DataSet:
         parts = _open(source, data_dir)
     if parts is None:
         raise UserError(f"the files of {name} in {data_dir / source.folder} are damaged: "
-                        "remove that folder and type the same command again")
+                        "remove that folder and type the same command again", code="E-DATA-DAMAGED")
     train, test = (checked_split(images, labels, f"{name}: {part}_")
                    for part, (images, labels) in zip(("train", "test"), parts[:2], strict=True))
     return DataSet(name, train, test, len(parts[2]), parts[2], f"torchvision {source.cls}")
@@ -104,7 +104,8 @@ def _download(name: str, source: Source, data_dir: Path) -> None:
             except FAILURES as error:
                 raise _failure(name, source, data_dir, archives, damaged, error) from error
             if _open(source, work) is None:
-                raise UserError(f"the download of {name} is damaged: type the same command again")
+                raise UserError(f"the download of {name} is damaged: type the same command again",
+                                code="E-DATA-DAMAGED")
             if _open(source, data_dir) is None:       # no other process was faster
                 _put(work / source.folder, data_dir / source.folder, work / "replaced")
     finally:
@@ -120,7 +121,7 @@ def _working_folder(data_dir: Path) -> Iterator[Path]:
         work = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
     except OSError as error:
         raise UserError(f"cannot make files in {data_dir}: {error.strerror or error}; name another folder with "
-                        "--data-dir") from error
+                        "--data-dir", code="E-WRITE") from error
     try:
         yield work
     finally:
@@ -176,4 +177,5 @@ def _failure(name: str, source: Source, data_dir: Path, archives: list[tuple[str
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     half = f" ({', '.join(map(str, damaged))} is there, but incomplete or damaged)" if damaged else ""
     return UserError(f"cannot download {name}: {reason}{half}; put {files} into {data_dir / source.archives} by hand, "
-                     f"or arrays into {data_dir / (name + '.npz')}, or use npz:PATH or another --data-dir")
+                     f"or arrays into {data_dir / (name + '.npz')}, or use npz:PATH or another --data-dir",
+                     code="E-DOWNLOAD")

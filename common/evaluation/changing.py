@@ -36,7 +36,7 @@ def check(plan: Plan, split: Split, files: "CorruptionFiles | None", sources: Ma
         low, high = evaluator.setting("low"), evaluator.setting("high")
         if least < low - ROUNDING or most > high + ROUNDING:
             raise UserError(f"evaluator {evaluator.name!r} is for images in [{low:g},{high:g}], and these test images "
-                            f"reach from {least:g} to {most:g}: they are of another data set")
+                            f"reach from {least:g} to {most:g}: they are of another data set", code="E-PLAN-DATA")
 
 
 def change_of(evaluator: Evaluator, split: Split, files: "CorruptionFiles | None",

@@ -49,7 +49,7 @@ def checked(words: Collection[str]) -> tuple[str, ...]:
     """Codes that a user accepts; UserError for one that refuses nothing."""
     for word in words:
         if word not in REFUSING:
-            raise UserError(f"--allow {word}: no such code; there are {', '.join(REFUSING)}")
+            raise UserError(f"--allow {word}: no such code; there are {', '.join(REFUSING)}", code="E-ALLOW")
     return tuple(sorted(set(words)))
 
 

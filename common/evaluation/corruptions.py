@@ -49,7 +49,7 @@ def open_files(folder: Path, *, grey: bool = False) -> "CorruptionFiles":
     name = Path(folder).resolve().name
     if name not in SETS:
         raise UserError(f"{folder}: a folder of corrupted images is called {' or '.join(SETS)}: the name says which "
-                        "test images they are of")
+                        "test images they are of", code="E-CORRUPTION-FILES")
     return CorruptionFiles(Path(folder), name + GREY * grey, CIFAR_C, grey)
 
 
@@ -68,7 +68,7 @@ def file_plan_named(plan: str, files: "CorruptionFiles") -> Plan:
     match = re.fullmatch(rf"{stem}(?:-(\d+))?", plan)
     if match is None:
         raise UserError(f"--plan {plan}: of the files in {files.folder} this run is judged by the plan {stem}, or "
-                        f"{stem}-N on the first N images")
+                        f"{stem}-N on the first N images", code="E-PLAN")
     return file_plan(files, n=int(match[1]) if match[1] else None)
 
 
@@ -95,13 +95,14 @@ def check(plan: Plan, files: "CorruptionFiles | None", labels: np.ndarray, shape
     asked = [evaluator for evaluator in plan.evaluators if evaluator.kind in CORRUPTION_KINDS]
     if asked and plan.test_crop:
         raise UserError(f"plan {plan.name!r}: test_crop crops the test images, and corrupted ones are measured as they "
-                        "are: give corruptions a plan of their own")
+                        "are: give corruptions a plan of their own", code="E-PLAN-DATA")
     for evaluator in asked:
         corruption = evaluator.setting("corruption")
         if evaluator.kind == "corruption":
             if corruption not in own_corruptions(shape[0]):
                 raise UserError(f"evaluator {evaluator.name!r}: there is no corruption {corruption!r} of our own for "
-                                f"images of {shape[0]} channels; there are {', '.join(own_corruptions(shape[0]))}")
+                                f"images of {shape[0]} channels; there are {', '.join(own_corruptions(shape[0]))}",
+                                code="E-PLAN-DATA")
             continue
         if files is None or (files.name, evaluator.setting("sha256")) != (evaluator.setting("set"),
                                                                           files.sha256(corruption)):

@@ -38,9 +38,10 @@ def check(evaluator: Evaluator, model: nn.Module, device: torch.device) -> None:
     """A UserError where the fast search cannot be had."""
     if evaluator.setting("arithmetic") == "tf32" and device.type != "cuda":
         raise UserError(f"evaluator {evaluator.name!r}: TF32 is an arithmetic of CUDA devices, this is {device.type}: "
-                        "search in bf16 (--search fast) or in float32")
+                        "search in bf16 (--search fast) or in float32", code="E-SEARCH")
     if reason := cannot_view(model):
-        raise UserError(f"evaluator {evaluator.name!r}: there is no fast view, {reason}: use --search float32")
+        raise UserError(f"evaluator {evaluator.name!r}: there is no fast view, {reason}: use --search float32",
+                        code="E-SEARCH")
 
 
 class FastView(AttackView):

@@ -30,7 +30,7 @@ from common.evaluation.kinds import CHANGED_KINDS, TRANSFERRED
 from common.evaluation.ledger import Chunk, Ledger, ledger_path, ledger_paths
 from common.evaluation.measuring import Measuring, values_of
 from common.evaluation.plans import KINDS, Evaluator, Plan, plan_sha256
-from common.evaluation.preflight import Stored, check_source, preflight
+from common.evaluation.preflight import Stored, check_source, fits, preflight
 from common.evaluation.receipts import Keeper, keeps_images
 from common.evaluation.runners import Runner, runner_for
 from common.evaluation.transferred import Source
@@ -121,7 +121,8 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
     model.to(device)
     changing.check(plan, split, corrupted, sources or {})
     if keeper is not None and (plan.test_crop or plan.half_inputs):
-        raise UserError(f"plan {plan.name} changes the test images before it attacks them: no receipt can be given")
+        raise UserError(f"plan {plan.name} changes the test images before it attacks them: no receipt can be given",
+                        code="E-FLAG-PAIR")
     with ExitStack() as stack:
         network = stack.enter_context(judged(model, device))
         classes = preflight(network, split, plan, device, allow=allow, stored=stored, progress=progress)
@@ -261,11 +262,20 @@ def chunk_sizes(count: int, chunk: int) -> list[int]:
     return [min(chunk, count - begin) for begin in range(0, count, chunk)]
 
 
+def check_plan(plan: Plan, model: nn.Module, split: Split) -> None:
+    """Raise, before anything is trained, the UserErrors that evaluating the trained model by `plan` would end in."""
+    cpu = torch.device("cpu")
+    for evaluator in plan.evaluators:
+        image_count(evaluator, split)
+    with judged(model, cpu) as network:
+        fits(network, split, plan, cpu)
+
+
 def image_count(evaluator: Evaluator, split: Split) -> int:
     """How many images an evaluator uses; more than there are is a UserError."""
     if len(split) == 0:
-        raise UserError("there are no test images")
+        raise UserError("there are no test images", code="E-NO-IMAGE")
     if evaluator.n is not None and evaluator.n > len(split):
         raise UserError(f"evaluator {evaluator.name!r} wants {evaluator.n} images, the test set has {len(split)}: "
-                        "lower its n, or leave it out to use them all")
+                        "lower its n, or leave it out to use them all", code="E-PLAN-DATA")
     return len(split) if evaluator.n is None else evaluator.n

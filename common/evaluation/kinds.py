@@ -86,34 +86,37 @@ def check_more(name: str, value: Any, where: str) -> None:
     """A UserError if a setting of one of the kinds above has a value that it cannot have."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if name in COUNTS and not (isinstance(value, int) and number and value >= 1):
-        raise UserError(f"{where}: {name} must be a whole number of at least 1, not {value!r}")
+        raise UserError(f"{where}: {name} must be a whole number of at least 1, not {value!r}", code="E-EVALUATOR")
     if name in POSITIVE and not (number and 0 < value < float("inf")):
-        raise UserError(f"{where}: {name} must be a number above 0, not {value!r}")
+        raise UserError(f"{where}: {name} must be a number above 0, not {value!r}", code="E-EVALUATOR")
     if name in CHOICES and value not in CHOICES[name]:
-        raise UserError(f"{where}: {name} is one of {', '.join(CHOICES[name])}, not {value!r}")
+        raise UserError(f"{where}: {name} is one of {', '.join(CHOICES[name])}, not {value!r}", code="E-EVALUATOR")
     if name == "share" and not (number and 0 <= value <= 1):
-        raise UserError(f"{where}: share is a number from 0 (the image) to 1 (all of x'), not {value!r}")
+        raise UserError(f"{where}: share is a number from 0 (the image) to 1 (all of x'), not {value!r}",
+                        code="E-EVALUATOR")
     if name == "step_adaptation" and not (number and value > 1):
-        raise UserError(f"{where}: step_adaptation must be a number above 1, not {value!r}")
+        raise UserError(f"{where}: step_adaptation must be a number above 1, not {value!r}", code="E-EVALUATOR")
     if name in ("abort_early", "first_channel", "finish") and not isinstance(value, bool):
-        raise UserError(f"{where}: {name} is True or False, not {value!r}")
+        raise UserError(f"{where}: {name} is True or False, not {value!r}", code="E-EVALUATOR")
     if name in RANGE and not (number and 0 <= value <= 1):
-        raise UserError(f"{where}: {name} is a value of images in [0,1], not {value!r}")
+        raise UserError(f"{where}: {name} is a value of images in [0,1], not {value!r}", code="E-EVALUATOR")
     if name == "source" and not SHA256.fullmatch(str(value)):
-        raise UserError(f"{where}: source is the sha256 of a network's weights, 64 hexadecimal digits, not {value!r}")
+        raise UserError(f"{where}: source is the sha256 of a network's weights, 64 hexadecimal digits, not {value!r}",
+                        code="E-EVALUATOR")
     if name == "severity" and not (isinstance(value, int) and number and 1 <= value <= 5):
-        raise UserError(f"{where}: severity is a whole number from 1 to 5, not {value!r}")
+        raise UserError(f"{where}: severity is a whole number from 1 to 5, not {value!r}", code="E-EVALUATOR")
     if name in ("corruption", "set") and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(value)):
-        raise UserError(f"{where}: {name} is a name of letters, digits and . _ -, not {value!r}")
+        raise UserError(f"{where}: {name} is a name of letters, digits and . _ -, not {value!r}", code="E-EVALUATOR")
     if name == "sha256" and not SHA256.fullmatch(str(value)):
-        raise UserError(f"{where}: sha256 is that of the file of images, 64 hexadecimal digits, not {value!r}")
+        raise UserError(f"{where}: sha256 is that of the file of images, 64 hexadecimal digits, not {value!r}",
+                        code="E-EVALUATOR")
 
 
 def check_range(settings: Mapping[str, Any], where: str) -> None:
     """A UserError if the settings of a kind leave no range between `low` and `high`."""
     if "low" in settings and settings["low"] >= settings["high"]:
         raise UserError(f"{where}: low {settings['low']:g} must be below high {settings['high']:g}, the least and the "
-                        "largest value of the test images")
+                        "largest value of the test images", code="E-EVALUATOR")
 
 
 def unusual_size(norm: str, eps: float) -> str:

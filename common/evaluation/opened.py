@@ -44,11 +44,12 @@ def open_subject(args: argparse.Namespace) -> Opened:
     if found.folder is not None:
         return open_run(found, args, engine)
     if args.data is None:
-        raise UserError("--data: say on which data set (cifar10, ..., npz:FILE, folder:DIR); only a run of ours knows")
+        raise UserError("--data: say on which data set (cifar10, ..., npz:FILE, folder:DIR); only a run of ours knows",
+                        code="E-FLAG-MISSING")
     data = load_data(args.data, args.data_dir)
     model = {"builder": found.function} if found.function else subject.model_of_flags(
         args, data.image_shape[0], data.classes)
-    network = subject.built(model)
+    network = subject.built(model, trusted=True)
     said = str(load_weights(network, found.file, part=args.part)) if found.file else found.function
     name = found.file.stem if found.file else found.function.replace(":", "-")
     return Opened(name, engine.place(network.eval()), data.test, engine, f"{portable(said)}; {data.source}")
@@ -59,13 +60,15 @@ def open_run(found: subject.Subject, args: argparse.Namespace, engine: Engine) -
     run = read_record(found.folder / "run.json", "run")
     kept = read_record(found.folder / "train.json", "train")["weights"]
     if found.checkpoint not in kept:
-        raise UserError(f"{run['run']} has no checkpoint {found.checkpoint!r}: there are {', '.join(kept)}")
+        raise UserError(f"{run['run']} has no checkpoint {found.checkpoint!r}: there are {', '.join(kept)}",
+                        code="E-RUN-CHECKPOINT")
     file = args.weights / run["paper"] / run["dataset"] / run["run"] / kept[found.checkpoint]["file"]
     if not file.exists():
         raise UserError(f"the weights {portable(str(file))} are not here (weights are not kept in git): train the run "
-                        f"again: {run['command']}")
+                        f"again: {run['command']}", code="E-WEIGHTS-MISSING")
     if sha256_of(file) != kept[found.checkpoint]["sha256"]:
-        raise UserError(f"{portable(str(file))} is not the file that train.json names: train the run again")
+        raise UserError(f"{portable(str(file))} is not the file that train.json names: train the run again",
+                        code="E-WEIGHTS-CHANGED")
     usual = run["config"].get("data", {}).get("protocol", run["dataset"])
     data = load_data((args.data or usual).replace("{}", usual), args.data_dir)
     if run["config"]["model"].get("channels") == 1:

@@ -60,9 +60,9 @@ class Evaluator:
     def __post_init__(self):
         where = f"evaluator {self.name!r}"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+=()-]*", str(self.name)):
-            raise UserError(f"{where}: a name has letters, digits, spaces and . _ + = - ( ) only")
+            raise UserError(f"{where}: a name has letters, digits, spaces and . _ + = - ( ) only", code="E-EVALUATOR")
         if self.kind not in KINDS:
-            raise UserError(f"{where}: unknown kind {self.kind!r}; give one of {', '.join(KINDS)}")
+            raise UserError(f"{where}: unknown kind {self.kind!r}; give one of {', '.join(KINDS)}", code="E-EVALUATOR")
         kind = KINDS[self.kind]
         for name, nothing in UNUSED.items():
             if name not in kind.uses:
@@ -73,30 +73,33 @@ class Evaluator:
         unknown = sorted(set(given) - set(kind.settings))
         if unknown:
             raise UserError(f"{where}: kind {self.kind} has no setting {unknown[0]!r}; it has "
-                            f"{', '.join(kind.settings) or 'none'}")
+                            f"{', '.join(kind.settings) or 'none'}", code="E-EVALUATOR")
         object.__setattr__(self, "settings", tuple(sorted((kind.settings | given).items())))
         self._check(where, kind)
 
     def _check(self, where: str, kind: Kind) -> None:
         if self.norm not in kind.norms:
-            raise UserError(f"{where}: kind {self.kind} has no norm {self.norm!r}; give one of {', '.join(kind.norms)}")
+            raise UserError(f"{where}: kind {self.kind} has no norm {self.norm!r}; give one of {', '.join(kind.norms)}",
+                            code="E-EVALUATOR")
         for name in ("eps", "step_size"):
             check_size(getattr(self, name), self.norm, f"{where}: {name}")
         if "step_size" in kind.uses and self.step_size == 0 < self.eps:
-            raise UserError(f"{where}: step_size 0 never leaves the start")
+            raise UserError(f"{where}: step_size 0 never leaves the start", code="E-EVALUATOR")
         if self.kind.endswith("autoattack") and self.eps == 0:
-            raise UserError(f"{where}: eps must be above 0")
+            raise UserError(f"{where}: eps must be above 0", code="E-EVALUATOR")
         for name, least in (("steps", 1), ("restarts", 1), ("n", 1)):
             value = getattr(self, name)
             if (name in kind.uses or (name == "n" and value is not None)) and not whole(value, least):
-                raise UserError(f"{where}: {name} must be a whole number of at least {least}, not {value!r}")
+                raise UserError(f"{where}: {name} must be a whole number of at least {least}, not {value!r}",
+                                code="E-EVALUATOR")
         for name, value in self.settings:
             check_setting(name, value, where)
         check_range(dict(self.settings), where)
         search = search_of(self.kind, dict(self.settings), KINDS["autoattack"].settings)
         if not name_fits(self.name, search):
             raise UserError(f"{where}: only the standard version of the official attacks is called AutoAttack; "
-                            f"give this one {f'the name {SEARCHES[search].title}' if search else 'another name'}")
+                            f"give this one {f'the name {SEARCHES[search].title}' if search else 'another name'}",
+                            code="E-EVALUATOR")
 
     def setting(self, name: str) -> Any:
         """One of the kind's own settings."""
@@ -130,15 +133,17 @@ class Plan:
     def __post_init__(self):
         object.__setattr__(self, "evaluators", tuple(self.evaluators))
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", str(self.name)):
-            raise UserError(f"plan {self.name!r}: a name has small letters, digits and . _ - only (it names files)")
+            raise UserError(f"plan {self.name!r}: a name has small letters, digits and . _ - only (it names files)",
+                            code="E-EVALUATOR")
         if not self.evaluators:
-            raise UserError(f"plan {self.name!r} has no evaluators")
+            raise UserError(f"plan {self.name!r} has no evaluators", code="E-EVALUATOR")
         names = [evaluator.name for evaluator in self.evaluators]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise UserError(f"plan {self.name!r} has two evaluators called {twice[0]!r}")
+            raise UserError(f"plan {self.name!r} has two evaluators called {twice[0]!r}", code="E-EVALUATOR")
         if not whole(self.chunk, 1):
-            raise UserError(f"plan {self.name!r}: chunk must be a whole number of at least 1, not {self.chunk!r}")
+            raise UserError(f"plan {self.name!r}: chunk must be a whole number of at least 1, not {self.chunk!r}",
+                            code="E-EVALUATOR")
 
     def to_json(self) -> dict[str, Any]:
         """Everything that decides the measurement, besides seed, weights and images."""
@@ -166,7 +171,7 @@ def whole(value: Any, least: int) -> bool:
 def check_size(value: Any, norm: str, what: str) -> None:
     """A UserError if `value` cannot be a distance between images in [0,1], such as 8 for 8/255."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise UserError(f"{what} must be a number of at least 0, not {value!r}")
+        raise UserError(f"{what} must be a number of at least 0, not {value!r}", code="E-RADIUS")
     if norm == "linf" and value > 1:
         raise refusal("E-EPS", f"{what} {value:g} is larger than the whole range [0,1]; {value:g} looks like "
                       f"{value:g}/255: give {value:g}/255 or {value / 255:.4f}")
@@ -175,11 +180,11 @@ def check_size(value: Any, norm: str, what: str) -> None:
 def check_setting(name: str, value: Any, where: str) -> None:
     """A UserError if a kind's own setting has a value that it cannot have."""
     if name == "loss" and value not in LOSSES:
-        raise UserError(f"{where}: unknown loss {value!r}; give one of {', '.join(LOSSES)}")
+        raise UserError(f"{where}: unknown loss {value!r}; give one of {', '.join(LOSSES)}", code="E-EVALUATOR")
     if name == "random_start" and not isinstance(value, bool):
-        raise UserError(f"{where}: random_start is True or False, not {value!r}")
+        raise UserError(f"{where}: random_start is True or False, not {value!r}", code="E-EVALUATOR")
     if name in ("iterations", "queries", "targets") and not whole(value, 1):
-        raise UserError(f"{where}: {name} must be a whole number of at least 1, not {value!r}")
+        raise UserError(f"{where}: {name} must be a whole number of at least 1, not {value!r}", code="E-EVALUATOR")
     if name == "confidence" and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise UserError(f"{where}: confidence must be a number, not {value!r}")
+        raise UserError(f"{where}: confidence must be a number, not {value!r}", code="E-EVALUATOR")
     check_more(name, value, where)

@@ -166,10 +166,10 @@ def check_source(source: nn.Module, split: Split, classes: int, device: torch.de
             others = source(x).shape[1]
     except RuntimeError as error:
         raise UserError(f"the network whose gradients are to be taken cannot take images of shape "
-                        f"{tuple(x.shape[1:])}: {error}") from error
+                        f"{tuple(x.shape[1:])}: {error}", code="E-SOURCE") from error
     if others != classes:
         raise UserError(f"the network whose gradients are to be taken has {others} classes, the judged one {classes}: "
-                        "take one of the same task")
+                        "take one of the same task", code="E-SOURCE")
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read the receipt {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read the receipt {path}: {error.strerror or error}", code="E-READ") from error
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -124,9 +124,10 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     except zipfile.BadZipFile as error:
         raise Changed(f"{path} is damaged, or no receipt: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"{path} is no receipt of scripts/evaluate.py --receipt: {error}") from error
+        raise UserError(f"{path} is no receipt of scripts/evaluate.py --receipt: {error}", code="E-RECEIPT") from error
     if meta.get("format") != FORMAT:
-        raise UserError(f"{path} is a receipt of format {meta.get('format')}, this code reads {FORMAT}")
+        raise UserError(f"{path} is a receipt of format {meta.get('format')}, this code reads {FORMAT}",
+                        code="E-RECEIPT")
     if set(named) != set(arrays):
         raise Changed(f"{path} holds {', '.join(sorted(arrays))}, and names {', '.join(sorted(named))}")
     for name, array in arrays.items():

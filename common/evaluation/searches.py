@@ -91,7 +91,8 @@ def searched(plan: "Plan", search: str) -> "Plan":
                if each.kind == "autoattack" else each for each in plan.evaluators]
     if changed == list(plan.evaluators):
         raise UserError(f"plan {plan.name} has no AutoAttack (the standard version, searching in float32): "
-                        f"{search} changes nothing in it; leave --search, or the end of the plan's name, out")
+                        f"{search} changes nothing in it; leave --search, or the end of the plan's name, out",
+                        code="E-SEARCH")
     return replace(plan, name=plan.name + suffix(search), evaluators=tuple(changed))
 
 

@@ -35,10 +35,10 @@ def plan_named(name: str, *, norm: str = "linf", eps: float | None = None, n_tes
     match = _NAME.fullmatch(name)
     if match is None or (match[1] == "quick" and match[3]):
         raise UserError(f"unknown plan {name!r}: give quick[-N], standard[-N[-M]] (AutoAttack on the first M), "
-                        "full[-N[-M]], or paper-PAPER[-N[-M]]")
+                        "full[-N[-M]], or paper-PAPER[-N[-M]]", code="E-PLAN")
     eps = RADII[norm] if eps is None else eps
     if eps == 0:
-        raise UserError("--eps 0 attacks nothing: give a radius above 0")
+        raise UserError("--eps 0 attacks nothing: give a radius above 0", code="E-RADIUS")
     n = int(match[2]) if match[2] else None
     attacked = int(match[3]) if match[3] else n
     if match[1] == "quick" and n is None:

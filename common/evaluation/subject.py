@@ -2,9 +2,10 @@
 
 import argparse
 import importlib
+import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ def find(text: str, checkpoint: str | None = None) -> Subject:
     path = Path(text)
     if path.is_file() or path.suffix in SUFFIXES:
         if not path.is_file():
-            raise UserError(f"there is no checkpoint {text}")
+            raise UserError(f"there is no checkpoint {text}", code="E-CHECKPOINT-MISSING")
         return of_a_run(path) or Subject(file=path)
     if FUNCTION.fullmatch(text) and not path.exists():
         return Subject(function=text)
@@ -93,14 +94,14 @@ def model_of_flags(args: argparse.Namespace, channels: int, classes: int) -> dic
     """The network that the flags describe, as `common.experiment.build_network` takes it."""
     if args.model is None:
         raise UserError("a file of weights does not say which network it is of: give --model NAME (such as resnet18) "
-                        "or --model MODULE:FUNCTION")
+                        "or --model MODULE:FUNCTION", code="E-FLAG-MISSING")
     given = {"width": args.width, "activation": args.activation, "normalise": normalisation(args.normalise),
              "norm": "group" if args.group_norm else None}
     given = {name: value for name, value in given.items() if value is not None}
     if FUNCTION.fullmatch(args.model):
         if given or args.classes:
             raise UserError(f"--model {args.model} builds the network itself: leave "
-                            f"{', '.join(given) or 'classes'} out")
+                            f"{', '.join(given) or 'classes'} out", code="E-FLAG-PAIR")
         return {"builder": args.model}
     return {"name": args.model, "classes": args.classes or classes, "channels": channels, **given}
 
@@ -116,17 +117,31 @@ def normalisation(words: list[str] | None) -> tuple[list[float], list[float]] | 
         mean, std = ([number(value) for value in word.split(",")] for word in words)
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise UserError(f"--normalise {' '.join(words)}: give {', '.join(NORMALISATIONS)}, or means and deviations as "
-                        "M,M,M S,S,S") from error
+                        "M,M,M S,S,S", code="E-NORMALISE") from error
     return mean, std
 
 
-def built(model: Mapping[str, Any]) -> Any:
-    """The network that a description stands for; UserErrors where a user's own function does not give one."""
+def needs_nothing(make: Callable[..., Any]) -> bool:
+    """Whether it can be called without arguments, as far as Python knows."""
+    try:
+        inspect.signature(make).bind()
+    except ValueError:                        # some functions written in C have no signature
+        return True
+    except TypeError:
+        return False
+    return True
+
+
+def built(model: Mapping[str, Any], *, trusted: bool = False) -> Any:
+    """The network that a description stands for; UserErrors where a user's own function does not give one.
+
+    trusted: the user named the function; one that a record names is not run.
+    """
     from torch import nn
 
     from common.experiment import build_network
 
-    if "builder" not in model:
+    if "builder" not in model or not trusted:
         return build_network(model)
     here = str(Path.cwd())
     if here not in sys.path:
@@ -136,10 +151,15 @@ def built(model: Mapping[str, Any]) -> Any:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(f"{model['builder']}: there is no module {error.name}; it is looked for here and where "
-                        "Python's packages are") from error
-    if not callable(getattr(found, function, None)):
-        raise UserError(f"{model['builder']}: {module} has no function {function}")
-    network = build_network(model)
+                        "Python's packages are", code="E-BUILDER") from error
+    make = getattr(found, function, None)
+    if not callable(make):
+        raise UserError(f"{model['builder']}: {module} has no function {function}", code="E-BUILDER")
+    if not needs_nothing(make):
+        raise UserError(f"{model['builder']} needs arguments: give a function that is called without any",
+                        code="E-BUILDER")
+    network = make()
     if not isinstance(network, nn.Module):
-        raise UserError(f"{model['builder']} returned a {type(network).__name__}, not a torch.nn.Module")
+        raise UserError(f"{model['builder']} returned a {type(network).__name__}, not a torch.nn.Module",
+                        code="E-BUILDER")
     return network

@@ -31,10 +31,10 @@ def check(plan: Plan, sources: Mapping[str, nn.Module]) -> None:
         if source not in sources:
             raise UserError(f"evaluator {evaluator.name!r} takes the gradients of a network whose weights have the "
                             f"sha256 {source[:12]}..., and it is not here: train that run again, or leave the "
-                            "evaluator out")
+                            "evaluator out", code="E-SOURCE")
     if asked and plan.test_crop:
         raise UserError(f"plan {plan.name!r}: test_crop crops the test images, and {asked[0].name!r} moves them as "
-                        "they are: give it a plan of its own")
+                        "they are: give it a plan of its own", code="E-PLAN-DATA")
 
 
 def limits(split: Split, where: slice) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ def build(name: str, *, classes: int, channels: int = 3, width: int | None = Non
     if entry is None:
         near = get_close_matches(name.lower(), REGISTRY, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"there is no model {name!r}{hint}: choose one of {', '.join(REGISTRY)}")
+        raise UserError(f"there is no model {name!r}{hint}: choose one of {', '.join(REGISTRY)}", code="E-MODEL")
     _whole("classes", classes, least=2)
     _whole("channels", channels, least=1)
     options = {"classes": classes, "channels": channels, "norm": norm}
@@ -99,21 +99,23 @@ def build(name: str, *, classes: int, channels: int = 3, width: int | None = Non
         options["activation"] = "relu" if activation is None else activation
     elif activation is not None:
         raise UserError(f"{name} takes no activation, it is in its name; models that take one: "
-                        f"{_takers('activation')}")
+                        f"{_takers('activation')}", code="E-MODEL")
     if width is not None:
         if not entry.width:
-            raise UserError(f"{name} takes no width, it is in its name; models that take one: {_takers('width')}")
+            raise UserError(f"{name} takes no width, it is in its name; models that take one: {_takers('width')}",
+                            code="E-MODEL")
         _whole("width", width, least=1)
         options["width"] = width
     if dropout is not None:
         if not entry.dropout:
-            raise UserError(f"{name} has no dropout; models that have it: {_takers('dropout')}")
+            raise UserError(f"{name} has no dropout; models that have it: {_takers('dropout')}", code="E-MODEL")
         if not 0 <= dropout < 1:
-            raise UserError(f"dropout is a probability in [0, 1), not {dropout}")
+            raise UserError(f"dropout is a probability in [0, 1), not {dropout}", code="E-MODEL")
         options["dropout"] = dropout
     if stem_stride is not None:
         if not entry.stem_stride:
-            raise UserError(f"{name} takes no stem_stride; models that take one: {_takers('stem_stride')}")
+            raise UserError(f"{name} takes no stem_stride; models that take one: {_takers('stem_stride')}",
+                            code="E-MODEL")
         _whole("stem_stride", stem_stride, least=1)
         options["stem_stride"] = stem_stride
     if normalise is not None:
@@ -141,18 +143,19 @@ def _takers(option: str) -> str:
 
 def _whole(what: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{what} is a whole number of at least {least}, not {value!r}")
+        raise UserError(f"{what} is a whole number of at least {least}, not {value!r}", code="E-MODEL")
 
 
 def _normalisation(pair: tuple[Sequence[float], Sequence[float]], channels: int) -> Normalise:
     try:
         mean, std = ([float(value) for value in part] for part in pair)
     except (TypeError, ValueError) as error:
-        raise UserError(f"normalise is a pair (mean, std) with one number per channel, not {pair!r}") from error
+        raise UserError(f"normalise is a pair (mean, std) with one number per channel, not {pair!r}",
+                        code="E-NORMALISE") from error
     if len(mean) != channels or len(std) != channels:
         raise UserError(f"normalise has {len(mean)} means and {len(std)} standard deviations, the images {channels} "
-                        "channels: give one of each per channel")
+                        "channels: give one of each per channel", code="E-NORMALISE")
     if not all(0 <= value <= 1 for value in mean) or not all(0 < value < math.inf for value in std):
         raise UserError(f"normalise takes means in [0, 1] and positive standard deviations, since images are in [0, 1] "
-                        f"(divide numbers of the 0..255 scale by 255), not {mean} and {std}")
+                        f"(divide numbers of the 0..255 scale by 255), not {mean} and {std}", code="E-NORMALISE")
     return Normalise(mean, std)

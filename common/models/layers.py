@@ -14,7 +14,7 @@ NORMS = {"batch": lambda channels, momentum: nn.BatchNorm2d(channels, momentum=m
 def activation_layer(name: str) -> nn.Module:
     """`relu` or `silu`.  ReLU works in place: the networks apply it to values that nothing else reads."""
     if name not in ACTIVATIONS:
-        raise UserError(f"there is no activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
+        raise UserError(f"there is no activation {name!r}: choose one of {', '.join(ACTIVATIONS)}", code="E-MODEL")
     return ACTIVATIONS[name]()
 
 
@@ -22,7 +22,7 @@ def norm_layer(name: str, channels: int, momentum: float = 0.1) -> nn.Module:
     """`batch`: BatchNorm2d, whose running statistics take `momentum` of each batch; `group`: GroupNorm with
     gcd(32, channels) groups, which has no running statistics."""
     if name not in NORMS:
-        raise UserError(f"there is no normalisation layer {name!r}: choose one of {', '.join(NORMS)}")
+        raise UserError(f"there is no normalisation layer {name!r}: choose one of {', '.join(NORMS)}", code="E-MODEL")
     return NORMS[name](channels, momentum)
 
 

@@ -159,13 +159,25 @@ def test_a_run_is_finished_only_with_its_own_weights(tmp_path):
 
 # --- networks and data ---
 
-def test_a_network_of_one_paper_is_named_by_its_function(monkeypatch):
-    module = ModuleType("somepaper_network")
-    module.make = lambda *, classes, depth: nn.Sequential(nn.Flatten(), nn.Linear(depth, classes))
-    monkeypatch.setitem(sys.modules, "somepaper_network", module)
-    network = build_network({"builder": "somepaper_network:make", "classes": 7, "depth": 3})
+def test_a_network_of_one_paper_is_named_by_its_function(tmp_path, monkeypatch):
+    module = ModuleType("somepaper.network")
+    module.build = lambda *, classes, depth: nn.Sequential(nn.Flatten(), nn.Linear(depth, classes))
+    monkeypatch.setitem(sys.modules, "somepaper.network", module)
+    monkeypatch.setattr("common.experiment.ROOT", tmp_path)
+    (tmp_path / "somepaper").mkdir()
+    (tmp_path / "somepaper" / "network.py").touch()
+    network = build_network({"builder": "somepaper.network:build", "classes": 7, "depth": 3})
     assert (network[1].in_features, network[1].out_features) == (3, 7)
     assert build_network(MODEL).linear.out_features == 3
+
+
+@pytest.mark.parametrize("builder", ["os:system", "os.network:build", "subprocess:run", "common.files:write_text",
+                                     "brainreg.network:PairResNet", "../x.network:build", "", None, 3])
+def test_what_a_record_names_is_not_run(builder, tmp_path):
+    sign = tmp_path / "run"
+    with pytest.raises(UserError, match="was not run"):
+        build_network({"builder": builder or "", "command": f"touch {sign}", "args": ["touch", str(sign)]})
+    assert not sign.exists()
 
 
 def test_held_out_training_images_take_the_place_of_the_test_images():

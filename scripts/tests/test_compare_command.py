@@ -29,7 +29,8 @@ def test_it_runs_as_a_script_without_torch(runs, tmp_path):
     failed = subprocess.run((sys.executable, ROOT / "scripts" / "compare.py", runs[0]), cwd=tmp_path,
                             capture_output=True, text=True)
     assert (failed.returncode, failed.stdout) == (2, "")
-    assert failed.stderr == "error: give two runs, A and B, or the runs of A, then --against and the runs of B\n"
+    assert failed.stderr == ("error: give two runs, A and B, or the runs of A, then --against and the runs of B "
+                             "[E-FLAG-MISSING]\n")
 
 
 def test_several_seeds_stand_against_several(runs, tmp_path, capsys):

@@ -116,6 +116,7 @@ def test_the_accuracy_beside_a_file_counts(weights, tmp_path, monkeypatch):
     (("W", *SMALL, "--normalise", "a,b", "c"), "--normalise a,b c: give cifar10"),
     (("W", "--model", "nomod:f", *SMALL[4:]), "nomod:f: there is no module nomod"),
     (("W", "--model", "math:nothing", *SMALL[4:]), "math has no function nothing"),
+    (("math:sqrt", "--data", "digits"), "math:sqrt needs arguments"),
     (("math:gamma", "--model", "small", "--data", "digits"), "math:gamma brings its network along"),
     (("W", *SMALL, "--checkpoint", "best"), "--part says which weights of a file"),
     (("results/adarat/cifar10/pgd-at_short_s1", "--model", "x"), "is a run of ours, whose record says it"),
@@ -134,7 +135,7 @@ def test_a_function_that_returns_no_network(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"their_number:number returned a int, not a torch\.nn\.Module"):
-        subject.built({"builder": "their_number:number"})
+        subject.built({"builder": "their_number:number"}, trusted=True)
 
 
 def test_a_file_that_a_run_recorded_is_that_run(tmp_path, monkeypatch):
@@ -187,6 +188,6 @@ def test_weights_of_robustbench_and_of_ours_are_read_by_the_flags(tmp_path):
     torch.save({"state_dict": {f"module.{name}": value for name, value in theirs.state_dict().items()}},
                tmp_path / "m.pt")
     args = command.parser().parse_args(["m.pt", "--plan", "quick", "--model", "wrn-10-1-swish"])
-    made = subject.built(subject.model_of_flags(args, 3, 10))
+    made = subject.built(subject.model_of_flags(args, 3, 10), trusted=True)
     load_weights(made, tmp_path / "m.pt")
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in made.state_dict().items())

@@ -431,4 +431,4 @@ def test_plan_only_writes_nothing_and_quiet_says_nothing(clone, monkeypatch, cap
     quiet = subprocess.run((*command, "--quiet"), capture_output=True, text=True, check=True)
     assert quiet.stdout == "" and Path("build/rules-adarat-cifar10.mk").exists()
     wrong = subprocess.run((*command[:3], "nobody", "cifar10"), capture_output=True, text=True)
-    assert wrong.returncode == 2 and wrong.stderr == "error: no paper 'nobody' here: there are adarat\n"
+    assert wrong.returncode == 2 and wrong.stderr == "error: no paper 'nobody' here: there are adarat [E-PAPER]\n"

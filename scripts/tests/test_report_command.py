@@ -96,8 +96,9 @@ def test_nothing_yet_is_said(clone):
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (("--paper", "nobody"), "error: no paper 'nobody' with tables here: there are adarat\n"),
-    (("--results", "none"), "error: none is no folder: name the one that holds the records with --results\n")])
+    (("--paper", "nobody"), "error: no paper 'nobody' with tables here: there are adarat [E-PAPER]\n"),
+    (("--results", "none"), "error: none is no folder: name the one that holds the records with --results "
+                            "[E-RESULTS]\n")])
 def test_user_errors_are_one_line(clone, words, said):
     assert report(clone, *words, status=2) == said
 

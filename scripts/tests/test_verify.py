@@ -66,6 +66,20 @@ def changed(made, tmp_path, change, honest=False):
     return tmp_path / "other.npz"
 
 
+def test_a_function_that_a_receipt_names_is_run_only_if_the_user_names_it(made, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_maker.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'imported')!r}).touch()\n"
+        "from common.models import build\ndef network():\n    return build('small', classes=10, channels=1, width=8)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = changed(made, tmp_path, lambda arrays, meta: meta.update(model={"builder": "my_maker:network"}))
+    for words in ((), ("--model", "my_maker:other")):
+        with pytest.raises(UserError, match=r"a record says that my_maker:network builds .* was not run") as caught:
+            check(monkeypatch, capsys, path, "--weights", made / "weights.pt", *words)
+        assert caught.value.code == "E-BUILDER" and not (tmp_path / "imported").exists()
+    assert check(monkeypatch, capsys, path, "--weights", made / "weights.pt", "--model", "my_maker:network")[0] == 0
+
+
 def test_a_receipt_is_judged_again(made, monkeypatch, capsys):
     status, said = check(monkeypatch, capsys, made / "receipt.npz", "--weights", made / "weights.pt",
                          "--data", "digits")
