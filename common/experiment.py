@@ -165,7 +165,7 @@ class Experiment:
         records.write_train(self.folder, {
             **self.identity, "spec_sha256": self.spec, "config_sha256": self.config_sha256, "weights": trained.weights,
             "epochs": trained.epochs, "steps": trained.steps, "seconds": round(trained.seconds, 2),
-            "selected_on": selected_on, "final": trained.final,
+            "selected_on": selected_on, "final": trained.final, "alarms": trained.alarms,
             "environment": {**environment(described["device_name"], engine.precision, described["torch_threads"]),
                             "engine": described}})
 

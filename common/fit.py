@@ -6,7 +6,7 @@ folded from (seed, purpose, step), so a run that was killed and started again en
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -67,6 +67,7 @@ class TrainRecord:
     final: dict[str, Any]
     best: dict[str, float] = field(default_factory=dict)             # name of a selection -> its best score
     notes: list[str] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)       # see common.alarms
 
 
 def seeded_step(generator: torch.Generator, seed: int, step: int, rank: int = 0) -> torch.Generator:
@@ -217,4 +218,4 @@ def finish(journal: Journal, networks: dict[str, nn.Module], engine: Engine,
         files = {name: {"file": f"{name}.pt", "sha256": sha256_of(journal.weights / f"{name}.pt")} for name in names}
     files = journal.crew.from_first(files)
     return TrainRecord(journal.epoch, journal.step, journal.seconds, files, journal.final, dict(journal.best),
-                       list(engine.notes))
+                       list(engine.notes), [asdict(alarm) for alarm in journal.alarms()])
