@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from common import ema, group
+from common import ema, group, memory
 from common.capture_training import training_runner
 from common.engine import Engine
 from common.fast_check import FastCheck
@@ -100,6 +100,7 @@ def statistics(*networks: nn.Module | None) -> list[Tensor]:
                   for buffer in module.buffers(recurse=False)]
 
 
+@memory.in_training(("objective", "optim"))
 def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedule: Schedule, optim: SGD, epochs: int,
         out: Path, weights: Path, seed: int, engine: Engine, identity: str = "", average: ema.Averaging | None = None,
         validate: Callable[[nn.Module], dict[str, float]] | None = None, validate_first: bool = False,
@@ -119,7 +120,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
               before the epoch counts as done: what it writes must be written again where a resumed run comes by again;
               rank 0 alone observes, as if it were the only process, and the others wait
     identity  hash of the configuration; a resume file of another one is refused
-    Raises UserError where a loss is not finite (with epoch and step) or a file cannot be written.
+    Raises UserError where a loss is not finite (with epoch and step), a file cannot be written, or memory runs out.
     """
     crew = crew_of(batches)
     engine.place(model)
