@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from common import group, models, records
+from common.changed import CODE, changed_files, check_corruptions, last_started
 from common.checkpoint import load_weights
 from common.data import DataSet, Split, hold_out, load
 from common.data.corruption_files import CorruptionFiles
@@ -70,7 +71,7 @@ class Experiment:
         return records.config_sha256(self.config)
 
     def check_free(self) -> None:
-        """Raise UserError if the folder holds a run of another configuration, naming what differs.
+        """Raise UserError if the folder holds a run of another configuration or on other files, naming what differs.
 
         A run that make made from an older plan is no such case: `open` moves it out of the way.
         """
@@ -78,6 +79,11 @@ class Experiment:
         if there is None or self._outdated(there):
             return
         other, ours = flat(there.get("config", {})), flat(portable(dict(self.config)))
+        if told := changed_files(other, ours, self.data, self.needs, there.get("needs", {})):
+            raise UserError(f"{portable(str(self.folder))} was started on other files, the last time on "
+                            f"{last_started(self.folder / 'run.json')}: {'; '.join(told)}. Put the old ones back and "
+                            "type the same command again, or give a run on the new ones another name with --run. "
+                            "Nothing was changed", code=CODE)
         pairs = {key: (other.get(key, "unset"), ours.get(key, "unset")) for key in other.keys() | ours.keys()}
         names = sorted(key for key, (theirs, mine) in pairs.items() if theirs != mine)
         shown = "; ".join(f"{key} {pairs[key][0]!r} there, {pairs[key][1]!r} here" for key in names[:4])
@@ -240,6 +246,7 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     known = crew.from_first(already_judged(folder, plan, measured, data))
     if known is not None and (receipt is None or crew.from_first(receipt.exists())):
         return with_spec(known, spec if crew.leads else None)
+    check_corruptions(eval_path(folder, plan), plan, digest)
     network = build_network(run["config"]["model"])
     load_weights(network, path)
     keeper = Keeper(weights / "evaluations", key_of(plan, digest, test.fingerprint, seed)) if receipt else None
