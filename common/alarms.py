@@ -9,8 +9,9 @@
                               their highest of the last 5 epochs, as when the network answers one class to everything:
                               its loss need not be large then
     catastrophic-overfitting  Wong, Rice and Kolter 2020: from an epoch to the next few, accuracy under PGD on
-                              validation images falls to a quarter or less, by more than 4 standard errors, while that
-                              on the attacked training images (or on validation images under FGSM) stays
+                              validation images falls to a quarter or less, by more than 4 standard errors and for two
+                              validations in a row, while that on the attacked training
+                              images (or on validation images under FGSM) stays
     robust-overfitting        Rice, Wong and Kolter 2020: the mean accuracy under attack of 5 epochs is below that of
                               the best 5 by more than 2 standard errors of the difference of two shares of n images,
                               and by more than 4 of two means of 5 epochs, from the scatter between epochs since then,
@@ -146,13 +147,17 @@ def collapse(rows: Sequence[Row], before: int | None) -> Finding | None:
 
 def catastrophic(rows: Sequence[Row], before: int | None, kept: Collection[str]) -> Finding | None:
     """How far accuracy under PGD has fallen while that under the training's own attack stands."""
-    earlier, last, checked = rows[:-1] if before is None else rows[:before], rows[-1], _key(rows, ROBUST)
+    last, checked = rows[-1], _key(rows, ROBUST)
     if checked is None or checked[0] not in last or "adversarial_accuracy" not in last:
         return None
     key, count = checked
-    recent = [row for row in earlier if key in row and "adversarial_accuracy" in row][-WINDOW:]
+    # It begins with two validations in a row, for at a high learning rate one may fall and the next be as before.
+    earlier, now = [[row for row in part if key in row and "adversarial_accuracy" in row]
+                    for part in (rows if before is None else rows[:before + 1], rows)]
+    recent, now = earlier[:-2][-WINDOW:], now[-2:] if before is None else [last]
     if not recent:
         return None
+    low = max(row[key] for row in now)
     best = max(recent, key=lambda row: row[key])
     stands = []
     if last["adversarial_accuracy"] >= 0.75 * best["adversarial_accuracy"]:
@@ -160,8 +165,8 @@ def catastrophic(rows: Sequence[Row], before: int | None, kept: Collection[str])
     fgsm = key.replace("_pgd_", "_fgsm_")
     if fgsm != key and last.get(fgsm, 0) >= max(3 * last[key], 0.75 * best.get(fgsm, math.inf)):
         stands.append(f"that under FGSM is {last[fgsm]:.1%}")
-    size = best[key] / (4 * max(last[key], 1e-9))
-    if before is None and not (stands and _beyond(best[key], last[key], last[count], 4)):
+    size = best[key] / (4 * max(low, 1e-9))
+    if before is None and not (stands and _beyond(best[key], low, last[count], 4)):
         size = 0.0
     text = (f"accuracy under PGD on {last[count]:,} images not trained on is {last[key]:.1%}, it was {best[key]:.1%} "
             f"in epoch {best['epoch']}" + "".join(f"; {one}" for one in stands))
