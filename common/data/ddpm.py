@@ -115,9 +115,9 @@ def load_extra(paths: Sequence[str | Path], *, classes: int, image_shape: tuple[
     if not paths or not all(str(path) for path in paths):
         raise UserError("extra data: an empty file name; name npz files, separated by commas")
     found = [_open(Path(path), classes, image_shape) for path in paths]
+    labels = np.concatenate([_labels(member["label"], classes) for member in found])
     parts = tuple(mapped(member["image"], folder) for member in found)
     opened = tuple(Seen.now(path) for part in parts if (path := file_of(part)))
-    labels = np.concatenate([_labels(member["label"], classes) for member in found])
     sources = [f"npz:{member['image'].path.name}{_note(member)}" for member in found]
     chosen = None if index is None else _chosen(Path(index), len(labels))
     text = "; ".join(sources)
