@@ -31,7 +31,8 @@ def training(epochs, decay, fall, *, n=1000, noise=0.01, seed=0, rise=0.3):
         after = max(0, epoch - decay)
         robust = 0.52 - fall * (1 - math.exp(-after / 25)) if after else 0.44 - 0.2 * math.exp(-epoch / 5)
         robust += draw.gauss(0, noise / 4 if after else noise)
-        learnt = 0.55 + rise * (1 - math.exp(-after / 30)) if after else 0.42 - 0.2 * math.exp(-epoch / 5) + 5e-4 * epoch
+        before = 0.42 - 0.2 * math.exp(-epoch / 5) + 5e-4 * epoch
+        learnt = 0.55 + rise * (1 - math.exp(-after / 30)) if after else before
         rows.append({"epoch": epoch, "loss": 2.3 - learnt, "adversarial_accuracy": learnt,
                      "val_pgd_accuracy": round(robust * n) / n, "val_clean_accuracy": 0.8, "n_val": n})
     return rows
