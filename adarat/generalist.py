@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import ema
+from common import ema, memory
 from common.capture_training import training_runner
 from common.engine import Engine
 from common.fast_check import FastCheck
@@ -91,6 +91,7 @@ def blend(at: Tensor, st: Tensor, weight: float) -> Tensor:
     return weight * at + (1 - weight) * st
 
 
+@memory.in_training(("at", "at_optim"), ("st", "st_optim"), model="network", copies=4)
 def fit_generalist(*, network: nn.Module, at: Objective, st: Objective, batches: BatchSource, plan: Plan,
                    at_optim: SGD, st_optim: SGD, out: Path, weights: Path, seed: int, engine: Engine, identity: str,
                    validate: Callable[[Quintet], dict[str, float]], saves_at: bool = False) -> TrainRecord:

@@ -79,6 +79,11 @@ class PairBatches:
         """How many processes share the batches."""
         return self.classes.ranks
 
+    @property
+    def flag(self) -> str:
+        """See `Batches`."""
+        return self.classes.flag
+
     def drawn(self, epoch: int) -> Tensor:
         """int64 (steps,size,2) on the CPU: the pairs of each step of `epoch`, those of all processes."""
         per_shuffle = len(self.pairs) // self.size

@@ -178,7 +178,7 @@ def make_batches(settings: Settings, split: Split, chosen: Regularising | None, 
                  ) -> Batches | PairBatches:
     """The training batches, with pairs where there is regularisation."""
     classes = Batches(split, settings.resnet_batch_size, seed=settings.seed, channels_last=engine.channels_last,
-                      **engine.shares, **augmentation(settings.task))
+                      flag="--resnet_batch_size", **engine.shares, **augmentation(settings.task))
     return classes if chosen is None else pair_batches(settings, classes, chosen.images)
 
 

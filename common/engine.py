@@ -179,6 +179,11 @@ class Engine:
                                    norms_of(view) if training else ())
         return view
 
+    def forget(self) -> None:
+        """Free what attacks see of networks, and their recordings; they are made anew when asked for."""
+        self._views.clear()
+        self._compiled.clear()
+
     def describe(self) -> dict[str, Any]:
         """What a record says of the engine."""
         name = (torch.cuda.get_device_name(self.device) if self.device.type == "cuda"

@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from common import group, locks, models, records
+from common.changed import CODE, changed_files, check_corruptions, last_started
 from common.checkpoint import load_weights
 from common.data import DataSet, Split, hold_out, load
 from common.data.corruption_files import CorruptionFiles
@@ -71,7 +72,7 @@ class Experiment:
         return records.config_sha256(self.config)
 
     def check_free(self) -> None:
-        """Raise UserError if the folder holds a run of another configuration, naming what differs.
+        """Raise UserError if the folder holds a run of another configuration or on other files, naming what differs.
 
         A run that make made from an older plan is no such case: `open` moves it out of the way.
         """
@@ -79,6 +80,11 @@ class Experiment:
         if there is None or self._outdated(there):
             return
         other, ours = flat(there.get("config", {})), flat(portable(dict(self.config)))
+        if told := changed_files(other, ours, self.data, self.needs, there.get("needs", {})):
+            raise UserError(f"{portable(str(self.folder))} was started on other files, the last time on "
+                            f"{last_started(self.folder / 'run.json')}: {'; '.join(told)}. Put the old ones back and "
+                            "type the same command again, or give a run on the new ones another name with --run. "
+                            "Nothing was changed", code=CODE)
         pairs = {key: (other.get(key, "unset"), ours.get(key, "unset")) for key in other.keys() | ours.keys()}
         names = sorted(key for key, (theirs, mine) in pairs.items() if theirs != mine)
         shown = "; ".join(f"{key} {pairs[key][0]!r} there, {pairs[key][1]!r} here" for key in names[:4])
@@ -184,7 +190,7 @@ class Experiment:
         records.write_train(self.folder, {
             **self.identity, "spec_sha256": self.spec, "config_sha256": self.config_sha256, "weights": trained.weights,
             "epochs": trained.epochs, "steps": trained.steps, "seconds": round(trained.seconds, 2),
-            "selected_on": selected_on, "final": trained.final,
+            "selected_on": selected_on, "final": trained.final, "alarms": trained.alarms,
             "environment": {**environment(described["device_name"], engine.precision, described["torch_threads"]),
                             "engine": described}})
 
@@ -294,6 +300,7 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
             there = known()                                    # another process may just have ended with it
         if there is not None:
             return with_spec(there, spec if crew.leads else None)
+        check_corruptions(eval_path(folder, plan), plan, digest)
         network = build_network(run["config"]["model"])
         load_weights(network, path)
         keeper = Keeper(weights / "evaluations", key_of(plan, digest, test.fingerprint, seed)) if receipt else None

@@ -5,7 +5,7 @@ folded from (seed, purpose, step), so a run that was killed and started again en
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from common import ema, group
+from common import ema, group, memory
 from common.capture_training import training_runner
 from common.engine import Engine
 from common.fast_check import FastCheck
@@ -67,6 +67,7 @@ class TrainRecord:
     final: dict[str, Any]
     best: dict[str, float] = field(default_factory=dict)             # name of a selection -> its best score
     notes: list[str] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)       # see common.alarms
 
 
 def seeded_step(generator: torch.Generator, seed: int, step: int, rank: int = 0) -> torch.Generator:
@@ -99,6 +100,7 @@ def statistics(*networks: nn.Module | None) -> list[Tensor]:
                   for buffer in module.buffers(recurse=False)]
 
 
+@memory.in_training(("objective", "optim"))
 def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedule: Schedule, optim: SGD, epochs: int,
         out: Path, weights: Path, seed: int, engine: Engine, identity: str = "", average: ema.Averaging | None = None,
         validate: Callable[[nn.Module], dict[str, float]] | None = None, validate_first: bool = False,
@@ -122,7 +124,7 @@ def fit(*, model: nn.Module, objective: Objective, batches: BatchSource, schedul
               that what it sets outside the resume file (batch norm's momentum) is as it was
     identity  hash of the configuration; a resume file of another one is refused
     A signal to end (common.signals) waits for the running step, whose state is then written.
-    Raises UserError where a loss is not finite (with epoch and step) or a file cannot be written.
+    Raises UserError where a loss is not finite (with epoch and step), a file cannot be written, or memory runs out.
     """
     crew = crew_of(batches)
     engine.place(model)
@@ -236,4 +238,4 @@ def finish(journal: Journal, networks: dict[str, nn.Module], engine: Engine,
         files = {name: {"file": f"{name}.pt", "sha256": sha256_of(journal.weights / f"{name}.pt")} for name in names}
     files = journal.crew.from_first(files)
     return TrainRecord(journal.epoch, journal.step, journal.seconds, files, journal.final, dict(journal.best),
-                       list(engine.notes))
+                       list(engine.notes), [asdict(alarm) for alarm in journal.alarms()])

@@ -7,6 +7,7 @@ Of several processes (common.group) rank 0 writes, and all read; they go on from
 """
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import checkpoint, group
+from common.alarms import Alarm, found
 from common.errors import UserError
 from common.records import append_metrics, read_metrics, truncate_metrics
 from common.signals import Stopped, held
@@ -172,12 +174,19 @@ class Journal:
         return f"epoch {self.epoch + 1} is done up to step {len(self.logs)} and kept in {self.weights}"
 
     def say(self, epochs: int) -> None:
-        """One line on the epoch just closed, with the time left."""
+        """One line on the epoch just closed, with the time left, and one for each alarm that it raises."""
         left = self.seconds / self.epoch * (epochs - self.epoch)
         shown = {"loss": "loss {:.3f}", "test_clean_accuracy": "clean {:.1%}", "test_pgd_accuracy": "PGD {:.1%}",
                  "images_per_second": "{:.0f} img/s"}
         numbers = ", ".join(form.format(self.final[key]) for key, form in shown.items() if key in self.final)
         tqdm.write(f"epoch {self.epoch}/{epochs}: {numbers}, {left / 60:.1f} min left")
+        for alarm in self.alarms():
+            if alarm.epoch == self.epoch:
+                tqdm.write(f"warning: {alarm.text}", file=sys.stderr)
+
+    def alarms(self) -> list[Alarm]:
+        """What the epochs so far are to be warned of; rank 0 knows."""
+        return found(read_metrics(self.metrics), self.best) if self.crew.leads else []
 
     def means(self) -> dict[str, float]:
         """Means over the epoch's steps that logged a name: one fetch from the device for each, one for the weights.

@@ -51,6 +51,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
                "settings": (dict,), "robust": _COUNT, "n": _COUNT, "seconds": _NUMBER},
     "weights": {"file": _TEXT, "sha256": _TEXT},
     "data": {"name": _TEXT, "test_fingerprint": _TEXT},
+    "alarm": {"kind": _TEXT, "state": _TEXT, "epoch": _COUNT, "text": _TEXT},
 }
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -72,6 +73,10 @@ def problems(kind: str, record: Any) -> list[str]:
     inner: list[tuple[str, Any]] = []
     if kind == "train":
         inner = [("weights", value) for value in record["weights"].values()]
+        alarms = record.get("alarms", [])                 # records from before there were alarms have none
+        if not isinstance(alarms, list):
+            return [f"'alarms' is {alarms!r}, not list"]
+        inner += [("alarm", value) for value in alarms]
     elif kind == "run":
         inner = [("data", record["data"])]
     elif kind == "eval":

@@ -11,6 +11,7 @@ from typing import Any
 
 from common import reported as published
 from common.against import lines
+from common.alarms import summary
 from common.cells import Cell as Cell
 from common.cells import Combined, combination, judging, rank_of, short, stale
 from common.cells import cell as cell
@@ -183,6 +184,8 @@ def _notes(table: Table, budget: str, runs: Sequence[RunRecord]) -> list[str]:
         for text in dict.fromkeys(texts):
             of = sorted({run.run["method"] for run, one in zip(runs, texts, strict=True) if one == text})
             notes.append(f"{label} ({', '.join(of)}): {text}.")
+    notes += [f"Alarms while {run.name} trained: {told}." for run in runs
+              if (told := summary(run.train.get("alarms", [])))]
     left = [short(record.path) for run in runs for record in run.evals.values() if stale(run, record)]
     notes += [f"Left out, since it judged other weights than train.json names: {path}" for path in left]
     if runs:

@@ -34,6 +34,7 @@ class Batches:
     drop_last: leave out the last batch if it is not full.
     steps: an epoch has exactly so many batches: a permutation is walked to its (short) end, then a fresh one, as
     often as it takes, or only as far.  None: one permutation, to its end.
+    flag: what a user sets batch_size by, for messages.
 
     Order and augmentation are drawn for the whole batch with generators on the split's device and sliced by rank: the
     ranks' shares, put together, are what a single process would see.  CPU and CUDA generators draw differently.
@@ -57,6 +58,7 @@ class Batches:
     rank: int = 0
     ranks: int = 1
     channels_last: bool = False
+    flag: str = "--batch_size"
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from common.data.grey import grey_images
+from common.data.unchanged import Seen
 from common.errors import UserError
 from common.files import sha256_of
 
@@ -30,6 +31,7 @@ class CorruptionFiles:
     names: tuple[str, ...]
     grey: bool = False
     _maps: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _seen: dict[str, Seen] = field(default_factory=dict, repr=False)
     _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
@@ -56,6 +58,7 @@ class CorruptionFiles:
     def _open(self, name: str) -> np.ndarray:
         if name not in self._maps:
             try:
+                self._seen[name] = Seen.now(self.folder / f"{name}.npy")
                 self._maps[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise UserError(f"{self.folder}/{name}.npy cannot be read as an array ({error}): it is damaged or "
@@ -69,7 +72,9 @@ class CorruptionFiles:
         return np.asarray(labels[:len(labels) // SEVERITIES], np.int64)
 
     def images(self, name: str, severity: int, where: slice) -> np.ndarray:
-        """uint8 (B,C,H,W): the test images at the positions `where`, corrupted."""
+        """uint8 (B,C,H,W): the test images at the positions `where`, corrupted.  UserError where the file has changed
+        since it was opened."""
+        self._seen[name].check()
         images, count = self._open(name), len(self.labels)
         of_severity = images[(severity - 1) * count:severity * count]
         channels_first = np.ascontiguousarray(of_severity[where].transpose(0, 3, 1, 2))

@@ -16,6 +16,7 @@ import numpy as np
 from common.data.npz import UNREADABLE
 from common.data.npz_member import Member, mapped, names_in, open_members, pieces
 from common.data.splits import Split
+from common.data.unchanged import Seen, file_of
 from common.environment import ROOT
 from common.errors import UserError
 
@@ -29,7 +30,8 @@ class ExtraImages:
     """Extra images in one or several parts, numbered through.
 
     parts: uint8 (M,H,W,C) each, usually memory maps; labels: integers (M,) over all parts; chosen: the positions in
-    use, int64, in that order, or None for all; source says in words where they come from.
+    use, int64, in that order, or None for all; source says in words where they come from; opened: the files that the
+    parts are maps of.
     """
 
     parts: tuple[np.ndarray, ...]
@@ -37,6 +39,7 @@ class ExtraImages:
     source: str
     chosen: np.ndarray | None = None
     files: tuple[dict[str, Any], ...] = field(default=())
+    opened: tuple[Seen, ...] = field(default=())
 
     @classmethod
     def of_split(cls, split: Split, source: str) -> "ExtraImages":
@@ -52,6 +55,11 @@ class ExtraImages:
         """(C,H,W), as a DataSet has it."""
         height, width, channels = self.parts[0].shape[1:]
         return channels, height, width
+
+    def check_unchanged(self) -> None:
+        """UserError where a file on disk is no longer the one that was opened."""
+        for file in self.opened:
+            file.check()
 
     def gather(self, which: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Copy the images `which` (R,), each 0..len-1, into `out`, uint8 (R,H,W,C); returns their labels, int64 (R,).
@@ -106,17 +114,18 @@ def load_extra(paths: Sequence[str | Path], *, classes: int, image_shape: tuple[
     folder = Path(cache) if cache else ROOT / "data"
     if not paths or not all(str(path) for path in paths):
         raise UserError("extra data: an empty file name; name npz files, separated by commas", code="E-FLAG-VALUE")
-    opened = [_open(Path(path), classes, image_shape) for path in paths]
-    labels = np.concatenate([_labels(member["label"], classes) for member in opened])
-    parts = tuple(mapped(member["image"], folder) for member in opened)
-    sources = [f"npz:{member['image'].path.name}{_note(member)}" for member in opened]
+    found = [_open(Path(path), classes, image_shape) for path in paths]
+    labels = np.concatenate([_labels(member["label"], classes) for member in found])
+    parts = tuple(mapped(member["image"], folder) for member in found)
+    opened = tuple(Seen.now(path) for part in parts if (path := file_of(part)))
+    sources = [f"npz:{member['image'].path.name}{_note(member)}" for member in found]
     chosen = None if index is None else _chosen(Path(index), len(labels))
     text = "; ".join(sources)
     if chosen is not None:
         text += f"; {len(chosen)} of {len(labels)} chosen by {Path(index).name}"
     files = tuple({"name": member["image"].path.name, "n": member["image"].shape[0],
-                   "bytes": member["image"].path.stat().st_size} for member in opened)
-    return ExtraImages(parts, labels, text, chosen, files)
+                   "bytes": member["image"].path.stat().st_size} for member in found)
+    return ExtraImages(parts, labels, text, chosen, files, opened)
 
 
 def _open(path: Path, classes: int, image_shape: tuple[int, int, int]) -> dict[str, Member]:

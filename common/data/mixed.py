@@ -117,9 +117,12 @@ class MixedBatches:
         return self.split.device
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` (0-based) from step `start` on: x float32 (B,C,H,W) in [0,1], y int64 (B,)."""
+        """The batches of `epoch` (0-based) from step `start` on: x float32 (B,C,H,W) in [0,1], y int64 (B,).  UserError
+        at its beginning or its end where a file of extra images has changed: nothing of such an epoch is to be kept."""
+        self.extra.check_unchanged()
         for step, gathered in enumerate(ahead(self._gathered(epoch, start), AHEAD), start=start):
             yield self._batch(gathered, epoch, step)
+        self.extra.check_unchanged()
 
     def members(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         """What the batches from step `start` on consist of, over all ranks: int64 (B,), in order.  Numbers below

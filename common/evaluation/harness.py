@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import group
+from common import group, memory
 from common.attacks.balls import ball
 from common.data.batches import augment
 from common.data.splits import Split, to_float
 from common.errors import UserError
 from common.evaluation import changing
-from common.evaluation.judging import Network, allowed, correct, judged, seeded, weights_sha256
+from common.evaluation.judging import Network, allowed, correct, gradient_pass, judged, seeded, weights_sha256
 from common.evaluation.kinds import CHANGED_KINDS, TRANSFERRED
 from common.evaluation.ledger import Chunk, Ledger, ledger_path, ledger_paths
 from common.evaluation.measuring import Measuring, values_of
@@ -98,6 +98,7 @@ def result_json(result: Result) -> dict[str, Any]:
             **({"values": dict(result.values)} if result.values else {})}
 
 
+@memory.in_evaluation(gradient_pass)
 def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: torch.device | str, work: Path,
              batch_size: int | None = None, progress: bool = True,
              corrupted: "CorruptionFiles | None" = None, sources: Mapping[str, nn.Module] | None = None,

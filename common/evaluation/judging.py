@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.attacks.balls import Ball
 from common.attacks.losses import predictions
 from common.attacks.mode import frozen, mode
+from common.data.splits import Split, to_float
 
 
 class _PlainGradient(torch.autograd.Function):
@@ -120,3 +121,11 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def gradient_pass(model: nn.Module, split: Split, device: torch.device, size: int) -> None:
+    """A pass of the first `size` images and the gradient with respect to them, as attacks make it."""
+    images = to_float(split.images[:size].to(device)).contiguous().requires_grad_()
+    with judged(model, device) as network, torch.enable_grad():
+        logits = network(images)
+        torch.autograd.grad(logits.logsumexp(1).sum(), images)

@@ -23,6 +23,7 @@ from common.evaluation.kinds import STRENGTH_KINDS, TRANSFERRED, unusual_size
 from common.evaluation.plans import Evaluator, Plan
 from common.evaluation.probes import probe
 from common.evaluation.searches import KIND as FAST
+from common.memory import ran_out
 
 if TYPE_CHECKING:
     from common.evaluation.judging import Network
@@ -64,6 +65,8 @@ def fits(network: "Network", split: Split, plan: Plan, device: torch.device) -> 
         with torch.no_grad(), float32_inside(network):
             classes = network(x).shape[1]
     except RuntimeError as error:
+        if ran_out(error):
+            raise
         raise refusal("E-SHAPE", f"the model cannot take images of shape {tuple(x.shape[1:])}: {error}") from error
     if int(split.labels.max()) >= classes:
         raise refusal("E-CLASSES", f"the test set has labels up to {int(split.labels.max())}, the model has {classes} "
@@ -165,6 +168,8 @@ def check_source(source: nn.Module, split: Split, classes: int, device: torch.de
         with torch.no_grad():
             others = source(x).shape[1]
     except RuntimeError as error:
+        if ran_out(error):
+            raise
         raise UserError(f"the network whose gradients are to be taken cannot take images of shape "
                         f"{tuple(x.shape[1:])}: {error}", code="E-SOURCE") from error
     if others != classes:

@@ -199,7 +199,7 @@ def test_a_full_disk_under_the_log_is_one_line():
     with open("/dev/full", "w") as full:
         ended = subprocess.run((sys.executable, "-c", code), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended
-    assert "cannot write standard output" in ended.stderr and "[E-DISK]" in ended.stderr
+    assert "cannot write standard output" in ended.stderr and "[E-DISK-FULL]" in ended.stderr
 
 
 def test_a_full_temporary_folder_is_one_line(capsys):

@@ -40,6 +40,7 @@ def test_runs_of_other_papers_and_data_sets_are_left_aside(tmp_path):
     ("run.json", {"seed": "one"}, "seed"), ("run.json", {"config": None}, "config"),
     ("run.json", {"schema": 2}, "schema"), ("run.json", {"run": "other"}, "other"),
     ("run.json", {"dataset": "mnist"}, "another folder"),
+    ("train.json", {"alarms": {}}, "alarms"), ("train.json", {"alarms": [{"kind": "collapse"}]}, "epoch"),
     ("train.json", {"weights": {"last": "last.pt"}}, "weights"), ("train.json", {"epochs": True}, "epochs"),
     ("eval-adarat.json", {"results": [result("clean", 11, 10)]}, "11"),
     ("eval-adarat.json", {"results": [{"name": "clean"}]}, "kind")])

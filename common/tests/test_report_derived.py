@@ -185,3 +185,13 @@ def test_rows_of_other_weights_take_the_evaluators_that_end_so(tmp_path):
 def test_a_row_of_other_weights_that_none_has_is_left_out(tmp_path):
     fabricate(tmp_path, method="A", accuracies={"clean": 0.6})
     assert list(report(tmp_path)[1]) == ["A plain"]
+
+
+def test_alarms_of_a_training_are_noted_under_its_table(tmp_path):
+    folder = fabricate(tmp_path, method="A", accuracies={"clean": 0.8})
+    assert "Alarms" not in markdown(report(tmp_path)[0].grids)                 # a record from before there were any
+    path = folder / "train.json"
+    alarm = {"kind": "robust-overfitting", "state": "begins", "epoch": 7, "text": "robust overfitting in epoch 7: ..."}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "alarms": [alarm]}))
+    assert f"Alarms while {folder.name} trained: robust overfitting from epoch 7 on." in markdown(
+        report(tmp_path)[0].grids)
