@@ -35,7 +35,12 @@ def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
         _stop(2, "error: " + " ".join(str(error).split()) + (f" [{error.code}]" if error.code else ""))
     except KeyboardInterrupt:
         _stop(130, "interrupted: type the same command again and it goes on from the last whole step")
-    except Exception:
+    except Exception as error:
+        # Here, not above: it raises UserErrors itself.
+        from common import determinism
+
+        if (said := determinism.in_words(error)) is not None:
+            _stop(2, f"error: {said} [{said.code}]")
         if (watch := _watch()) is not None:
             watch.fail(1, traceback.format_exc().rstrip())
         raise

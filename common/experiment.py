@@ -5,6 +5,7 @@ Of several processes (common.group) rank 0 writes and decides; all must see the 
 """
 
 import importlib
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from common import group, models, records
+from common import determinism, group, models, records
 from common.checkpoint import load_weights
 from common.data import DataSet, Split, hold_out, load
 from common.data.corruption_files import CorruptionFiles
@@ -142,11 +143,24 @@ class Experiment:
         if (there := self._other()) is not None:
             self._retire(there)
         parameters = sum(parameter.numel() for parameter in network.parameters())
+        deterministic = self._deterministic()
         records.write_run(self.folder, {
             **self.identity, "method": self.method, "variant": self.variant, "budget": self.budget, "seed": self.seed,
             "config": dict(self.config), "config_sha256": self.config_sha256, "spec_sha256": self.spec,
             "quirks": list(self.quirks), "needs": dict(self.needs), "data": dict(self.data),
-            "model": {**self.config["model"], "parameters": parameters}, "command": self._command()})
+            "model": {**self.config["model"], "parameters": parameters}, "command": self._command(),
+            **({"deterministic": True} if deterministic else {})})
+
+    def _deterministic(self) -> bool:
+        """Whether this process and all that trained the run before it compute deterministically."""
+        if not determinism.is_on():
+            return False
+        path = self.folder / "run.json"
+        if path.exists() and not read_json(path).get("deterministic", False):
+            print(f"note: {self.run} was begun without --deterministic, and its record will say so; to begin it anew, "
+                  f"move {portable(str(self.folder))} and its weights away", file=sys.stderr)
+            return False
+        return True
 
     def _command(self) -> str:
         """What began the run: a command that goes on with it need not say its flags."""
@@ -162,6 +176,7 @@ class Experiment:
 
     def _close(self, trained: TrainRecord, engine: Engine, selected_on: str | None) -> None:
         described = engine.describe()
+        described["deterministic"] &= read_json(self.folder / "run.json").get("deterministic", False)
         records.write_train(self.folder, {
             **self.identity, "spec_sha256": self.spec, "config_sha256": self.config_sha256, "weights": trained.weights,
             "epochs": trained.epochs, "steps": trained.steps, "seconds": round(trained.seconds, 2),
@@ -254,7 +269,8 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
             "paper": run["paper"], "dataset": run["dataset"], "run": run["run"], "plan": plan.name, "spec_sha256": spec,
             **measured, "data": dict(data), "chunk": plan.chunk, "changed_images": plan.test_crop or plan.half_inputs,
             **({"allowed": sorted(allow)} if allow else {}), "results": [result_json(result) for result in results],
-            "environment": environment(described["device_name"], "fp32", described["torch_threads"]),
+            "environment": {**environment(described["device_name"], "fp32", described["torch_threads"]),
+                            "deterministic": described["deterministic"]},
             "command": relative_command()},
             flags={result.name: result.flags for result in results}, index=np.arange(longest, dtype=np.int64),
             arrays={result.name: result.arrays for result in results})
