@@ -33,7 +33,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 BOARD_CIFAR10  := adarat/cifar10 dyart/cifar10 rpat/cifar10 rpat/cifar10-sotas experiments/cifar10
 BOARD_CIFAR100 := adarat/cifar100 rpat/cifar100 rpat/cifar100-sotas experiments/cifar100
 
-.PHONY: help setup quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report leaderboard clean-build \
+.PHONY: help setup download quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report leaderboard clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
         reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
@@ -85,6 +85,9 @@ $(STAMP):
 	    echo 'error: requirements.lock could not be installed: see above; is there a network?' >&2; exit 2; }; \
 	fi; \
 	rm -f .venv/.ready-*; touch $@
+
+download: $(READY) ## Fetch data sets: DATASETS="cifar10 mnist tiny-imagenet cifar-10-c" (DATA_DIR=PATH)
+	$(PYTHON) -m scripts.download $(DATASETS) $(if $(DATA_DIR),--data_dir $(call quoted,DATA_DIR))
 
 # Two torch processes with two threads each on two cores slow each other tenfold.
 quick: BUDGET := quick
