@@ -33,7 +33,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 BOARD_CIFAR10  := adarat/cifar10 dyart/cifar10 rpat/cifar10 rpat/cifar10-sotas experiments/cifar10
 BOARD_CIFAR100 := adarat/cifar100 rpat/cifar100 rpat/cifar100-sotas experiments/cifar100
 
-.PHONY: help setup download quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report leaderboard clean-build \
+.PHONY: help setup download quick test test-slow test-all test-oldest lint bench bench-grow profile fast-vs-plain report leaderboard clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
         reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
@@ -92,8 +92,8 @@ download: $(READY) ## Fetch data sets: DATASETS="cifar10 mnist tiny-imagenet cif
 # Two torch processes with two threads each on two cores slow each other tenfold.
 quick: BUDGET := quick
 quick: JOBS := -j2
-quick test test-slow test-all: export OMP_NUM_THREADS := 1
-quick test test-slow test-all: export OMP_WAIT_POLICY := PASSIVE
+quick test test-slow test-all test-oldest: export OMP_NUM_THREADS := 1
+quick test test-slow test-all test-oldest: export OMP_WAIT_POLICY := PASSIVE
 
 quick: $(READY) ## Train, attack and tabulate PGD-AT and AdaRAT on the embedded digits: 3 minutes, no network
 	$(call reproduce,adarat,digits)
@@ -107,6 +107,11 @@ test-slow: $(READY) ## Run only the slow tests: end to end, kills, process group
 
 test-all: test ## Run the fast tests, then the slow ones
 	$(MAKE) --no-print-directory test-slow
+
+test-oldest: ## Run the fast tests on the oldest packages that are supported, in .venv-oldest (TESTS="common": some)
+	$(or $(PYTHON3),python3.11) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-oldest.txt
+	.venv-oldest/bin/python -m pytest -m "not slow" $(TESTS)
 
 lint: $(READY) ## Check the style only
 	$(PYTHON) -m ruff check .
