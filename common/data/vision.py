@@ -75,7 +75,7 @@ def _brought(name: str, source: Source, data_dir: Path) -> tuple[tuple, tuple, t
         parts = _open(source, data_dir)
     if parts is None:
         raise UserError(f"the files of {name} in {data_dir / source.folder} are damaged: "
-                        "remove that folder and type the same command again")
+                        "remove that folder and type the same command again", code="E-DATA-DAMAGED")
     return parts
 
 
@@ -126,7 +126,7 @@ def _download(name: str, source: Source, data_dir: Path) -> None:
                 raise write_failure(data_dir / source.folder, error) from error
             if _open(source, work) is None:
                 raise UserError(f"the archives of {name} in {there} do not hold it: remove them and type the same "
-                                "command again", code="E-DOWNLOAD-UNPACK")
+                                "command again", code="E-DATA-DAMAGED")
             if _open(source, data_dir) is None:       # no other process was faster
                 _put(work / source.folder, data_dir / source.folder, work / "replaced")
         for archive in mine:
@@ -158,7 +158,7 @@ def _working_folder(data_dir: Path) -> Iterator[Path]:
         work = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
     except OSError as error:
         raise UserError(f"cannot make files in {data_dir}: {error.strerror or error}; name another folder with "
-                        "--data-dir") from error
+                        "--data-dir", code="E-WRITE") from error
     try:
         yield work
     finally:
