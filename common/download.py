@@ -49,6 +49,10 @@ class Interrupted(Exception):
     """The connection broke, or the server may do better later."""
 
 
+class Unreachable(Interrupted):
+    """No connection came about at all."""
+
+
 class Said(NamedTuple):
     """What a server said of the file: etag (or date), and length in bytes, None where it did not."""
 
@@ -78,13 +82,14 @@ def fetch(file: Remote, folder: Path) -> Path:
 
 def filled(file: Remote, part: Path) -> None:
     """Let `part` be the whole file, from the first address that has it."""
-    failures = []
+    failures, begun = [], part.stat().st_size
     for url in file.urls:
         for wait in (*WAITS_S, None):
             try:
                 return take(file, url, part)
             except Interrupted as error:
-                if wait is None:
+                # Without a network nothing is gained by waiting; one that has just gone may come back.
+                if wait is None or (isinstance(error, Unreachable) and part.stat().st_size == begun):
                     failures.append(str(error))
                     break
                 tqdm.write(f"note: {error}: trying again in {wait:.0f} s", file=sys.stderr)
@@ -110,7 +115,7 @@ def take(file: Remote, url: str, part: Path) -> None:
         if before.etag:
             request.add_header("If-Range", before.etag)
     try:
-        with opener().open(request, timeout=SILENCE_S) as response:
+        with connected(request) as response:
             begin, length = extent(response, have)
             said = Said(validator(response), length)
             if begin and before.length not in (None, length):        # another file by now
@@ -135,6 +140,16 @@ def take(file: Remote, url: str, part: Path) -> None:
         if isinstance(error, WriteError):
             raise error.args[0] from error
         raise Interrupted(f"{url}: {reason(error)}") from error
+
+
+def connected(request: urllib.request.Request) -> Any:
+    """The server's answer; Unreachable where there is none."""
+    try:
+        return opener().open(request, timeout=SILENCE_S)
+    except HTTPError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise Unreachable(f"{request.full_url}: {reason(error)}") from error
 
 
 def restart(file: Remote, url: str, part: Path) -> None:

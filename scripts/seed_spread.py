@@ -33,15 +33,15 @@ PLAN = Plan("clean-pgd20-400", (Evaluator("clean", "clean", n=400), Evaluator("P
                                                                              steps=20, n=400)), chunk=400)
 # Paper -> (script, flags) of its training.
 TRAININGS = {
-    "adarat": ("adarat/train/PGD-AT/train_cifar10.py", "--model small --augment False --epoch 5 --epsilon 0.1 "
+    "adarat": ("adarat/train/PGD-AT/train_cifar10.py", "--model small --augment False --epoch 3 --epsilon 0.1 "
                "--step_size 0.025 --FixRAT True --AdaRAT True"),
-    "dyart": ("dyart/train.py", "--model small --width 8 --augment false --epochs 3 --n_train 400 --batch-size 64 "
+    "dyart": ("dyart/train.py", "--model small --width 8 --augment false --epochs 2 --batch-size 64 "
               "--iter_FAB 4 --attack-iter 2 --lr 0.02 --DyART true"),
-    "rpat": ("rpat/benchmarks/train.py", "--model small --epochs 5 --epsilon 0.1 --alpha 0.025 --RA --save_step 0"),
-    "brainreg": ("brainreg/train.py", "--base_channels 8 --epoch_num 4 --reg_alpha 2 --reg_image_num 100 "
-                 "--reg_batch_size 16 --reg_thresh 0.3 --lr 0.01 --attack False"),
+    "rpat": ("rpat/benchmarks/train.py", "--model small --epochs 2 --epsilon 0.1 --alpha 0.025 --RA --save_step 0"),
+    "brainreg": ("brainreg/train.py", "--base_channels 8 --epoch_num 2 --reg_alpha 2 --reg_image_num 100 "
+                 "--reg_batch_size 4 --reg_thresh 0.3 --lr 0.01 --attack False"),
 }
-SHARED = "--data digits --n_epoch_test 50 --final_test False --seed 1"
+SHARED = "--data digits --n_train 400 --n_epoch_test 50 --final_test False --seed 1"
 
 
 class Manner(NamedTuple):
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     device = find_device(args.device)
     if device.type not in MANNERS:
         raise UserError(f"--device {args.device}: choose one of {', '.join(MANNERS)}")
-    rows, where = [], {}
+    rows, where, folder = [], {}, args.results / "checks" / "determinism"
     with tempfile.TemporaryDirectory() as work:
         for paper in args.only:
             first = None
@@ -154,9 +154,9 @@ def main(argv: list[str] | None = None) -> None:
                 first, where = first or runs[0], where or runs[0].environment
                 rows.append(row(paper, manner, runs, first))
                 print(f"{paper}, {manner.title}: {rows[-1]['largest_difference']:.1e}", flush=True)
-    folder = args.results / "checks" / "determinism"
-    write_json(folder / f"{device.type}.json", {
-        "kind": device.type, "runs": args.runs, "rows": rows, "environment": where, "command": relative_command()})
+            write_json(folder / f"{device.type}.json", {
+                "kind": device.type, "runs": args.runs, "rows": rows, "environment": where,
+                "command": relative_command()})
     text = markdown([table([read_json(path) for path in sorted(folder.glob("*.json"))])])
     write_text(args.results / "tables" / "determinism.md", text)
     print(text)

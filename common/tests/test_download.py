@@ -163,6 +163,22 @@ def test_a_server_that_is_busy_is_asked_again_but_not_for_ever(tmp_path, site):
     assert len(site.asked) == 4 and names(tmp_path) == []
 
 
+def test_a_network_that_goes_away_half_way_is_waited_for(tmp_path, site, monkeypatch):
+    """The connection breaks, then there is none, then there is one again."""
+    real, calls = download.opener, []
+
+    def sometimes():
+        calls.append(1)
+        if len(calls) == 2:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        return real()
+
+    monkeypatch.setattr(download, "opener", sometimes)
+    site.cuts = [300_000]
+    fetch(remote(site), tmp_path)
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT and len(calls) == 3
+
+
 # --- what is refused ---
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -191,10 +207,10 @@ def test_another_file_of_that_name_is_left_alone(tmp_path, site):
     assert (tmp_path / "file.bin").read_bytes() == CONTENT[:50]
 
 
-def test_no_such_file_and_no_network_are_one_line_and_leave_nothing(tmp_path, site):
+def test_no_such_file_and_no_network_are_one_line_and_leave_nothing(tmp_path, site, capsys):
     assert "/none says 404" in failed(remote(site, urls=(f"{site.url}/none",)), tmp_path)
     said = failed(remote(site, urls=(f"http://127.0.0.1:{closed_port()}/a",)), tmp_path)
-    assert "Connection refused" in said and "http_proxy" in said
+    assert "Connection refused" in said and "http_proxy" in said and capsys.readouterr().err == ""
     assert names(tmp_path) == []
 
 
