@@ -33,8 +33,8 @@ quoted = '$(subst ','\'',$(value $(1)))'
 BOARD_CIFAR10  := adarat/cifar10 dyart/cifar10 rpat/cifar10 rpat/cifar10-sotas brainreg/cifar10-rgb experiments/cifar10
 BOARD_CIFAR100 := adarat/cifar100 rpat/cifar100 rpat/cifar100-sotas brainreg/cifar100-rgb experiments/cifar100
 
-.PHONY: help setup quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report leaderboard doctor \
-        clean-build \
+.PHONY: help setup download quick test test-slow test-all test-oldest lint bench bench-grow profile fast-vs-plain \
+        spread report leaderboard doctor clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
         reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
@@ -87,11 +87,14 @@ $(STAMP):
 	fi; \
 	rm -f .venv/.ready-*; touch $@
 
+download: $(READY) ## Fetch data sets: DATASETS="cifar10 mnist tiny-imagenet cifar-10-c" (DATA_DIR=PATH)
+	$(PYTHON) -m scripts.download $(DATASETS) $(if $(DATA_DIR),--data_dir $(call quoted,DATA_DIR))
+
 # Two torch processes with two threads each on two cores slow each other tenfold.
 quick: BUDGET := quick
 quick: JOBS := -j2
-quick test test-slow test-all: export OMP_NUM_THREADS := 1
-quick test test-slow test-all: export OMP_WAIT_POLICY := PASSIVE
+quick test test-slow test-all test-oldest: export OMP_NUM_THREADS := 1
+quick test test-slow test-all test-oldest: export OMP_WAIT_POLICY := PASSIVE
 
 quick: $(READY) ## Train, attack and tabulate PGD-AT and AdaRAT on the embedded digits: 3 minutes, no network
 	$(call reproduce,adarat,digits)
@@ -105,6 +108,11 @@ test-slow: $(READY) ## Run only the slow tests: end to end, kills, process group
 
 test-all: test ## Run the fast tests, then the slow ones
 	$(MAKE) --no-print-directory test-slow
+
+test-oldest: ## Run the fast tests on the oldest packages that are supported, in .venv-oldest (TESTS="common": some)
+	$(or $(PYTHON3),python3.11) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-oldest.txt
+	.venv-oldest/bin/python -m pytest -m "not slow" $(TESTS)
 
 lint: $(READY) ## Check the style only
 	$(PYTHON) -m ruff check .
@@ -120,6 +128,9 @@ profile: $(READY) ## Say where a training step's time goes (METHOD=pgd-training:
 
 fast-vs-plain: $(READY) ## Five seeds trained in bf16 and in float32: do accuracies differ?  DATA=npz:FILE adds real images
 	$(PYTHON) -m scripts.fast_vs_plain $(if $(DATA),--data $(call quoted,DATA)) $(if $(DEVICE),--device $(call quoted,DEVICE))
+
+spread: $(READY) ## Train the same seed several times, with and without --deterministic: how far do the bits part?
+	$(PYTHON) -m scripts.seed_spread $(if $(DEVICE),--device $(call quoted,DEVICE))
 
 reproduce-adarat-cifar10: $(READY) ## AdaRAT on CIFAR-10: teachers, all methods and variants, evaluation, table, figures
 	$(call reproduce,adarat,cifar10)

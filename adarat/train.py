@@ -35,7 +35,7 @@ from common.types import Attack, Objective
 
 def train(settings: Settings, args: argparse.Namespace) -> None:
     """Train as `settings` say and, unless told otherwise, test; `args` says where things are and on what they run."""
-    engine = Engine.choose(args.device, args.precision, args.sync_bn, args.speedups)
+    engine = Engine.choose(args.device, args.precision, args.sync_bn, args.speedups, args.deterministic)
     spec = args.data or settings.dataset
     data = load_data(spec, args.data_dir or original_path(args), n_train=settings.n_train,
                      held_out=settings.hold_out)

@@ -41,7 +41,7 @@ BUILDER = "brainreg.network:build"
 
 def train(settings: Settings, args: argparse.Namespace) -> None:
     """Train as `settings` say; `args` says where things are and on what they run."""
-    engine = choose_engine(args.device, args.precision, args.sync_bn, args.speedups)
+    engine = choose_engine(args.device, args.precision, args.sync_bn, args.speedups, args.deterministic)
     data = task_data(settings, args)
     training, validation = split_off(settings, data.train)
     chosen = regularisation_images(settings, args, data) if settings.regularised else None
@@ -60,7 +60,8 @@ def train(settings: Settings, args: argparse.Namespace) -> None:
         test.judge(engine)
 
 
-def choose_engine(device: str, precision: str, sync_bn: bool = False, speedups: str = "auto") -> Engine:
+def choose_engine(device: str, precision: str, sync_bn: bool = False, speedups: str = "auto",
+                  deterministic: bool = False) -> Engine:
     """The engine; cuda:all is one device here, and a named kind that is not here becomes the CPU, as released."""
     if device == "cuda:all":
         print("note: --device cuda:all trains on one device", file=sys.stderr)
@@ -69,7 +70,7 @@ def choose_engine(device: str, precision: str, sync_bn: bool = False, speedups: 
     if device in here and not here[device]():
         print(f"note: there is no {device} device here: --device cpu", file=sys.stderr)
         device = "cpu"
-    return Engine.choose(device, precision, sync_bn, speedups)
+    return Engine.choose(device, precision, sync_bn, speedups, deterministic)
 
 
 def split_off(settings: Settings, split: Split) -> tuple[Split, Split]:

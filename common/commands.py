@@ -180,7 +180,8 @@ def judge_file(file: Path | None, *, model: Mapping[str, Any], told: str, plan: 
                 "model": dict(model), "settings_from": told, "plan": plan.to_json(), "plan_sha256": plan_sha256(plan),
                 "seed": seed, "data": dict(data), "allowed": sorted(allow),
                 "results": [result_json(result) for result in results],
-                "environment": environment(engine_said["device_name"], "fp32", engine_said["torch_threads"]),
+                "environment": {**environment(engine_said["device_name"], "fp32", engine_said["torch_threads"]),
+                                "deterministic": engine_said["deterministic"]},
                 "command": relative_command()}))
         group.current().barrier()
         forget(work, plan)

@@ -3,6 +3,7 @@
 Training and attacking may run in bf16 autocast and channels-last; what is reported is judged elsewhere, in float32.
 """
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import group
+from common import determinism, group
 from common.attack_view import AttackView, SearchView, cannot_view
 from common.attacks.mode import frozen, mode
 from common.capture import CudaGraph, Regions, norms_of
@@ -64,6 +65,7 @@ class Engine:
     sync_bn: batch norms take the statistics of all processes, instead of each its own.
     graphs: attacks and training passes are recorded as CUDA graphs (common.capture, common.capture_training).
     compiles: networks and what attacks see of them go through torch.compile (common.compiled).
+    deterministic: the process computes deterministically (common.determinism).
     """
 
     device: torch.device
@@ -73,28 +75,40 @@ class Engine:
     sync_bn: bool = False
     graphs: bool = False
     compiles: bool = False
+    deterministic: bool = False
     notes: list[str] = field(default_factory=list, compare=False)
     _views: dict[tuple[int, bool, bool], Any] = field(default_factory=dict, compare=False, repr=False)
     _compiled: dict[int, tuple[nn.Module, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def choose(cls, device: str = "auto", precision: str = "auto", sync_bn: bool = False, speedups: str = "auto"
-               ) -> "Engine":
+    def choose(cls, device: str = "auto", precision: str = "auto", sync_bn: bool = False, speedups: str = "auto",
+               deterministic: bool = False) -> "Engine":
         """The engine for `device` ("auto", "cpu", "cuda", "cuda:1", "mps") and `precision` ("auto", "fp32", "bf16").
 
         `auto` takes a CUDA device if there is one, and bf16 where the device multiplies it faster than float32.
         speedups: "graphs", "compile", both with a comma, "none", or "auto": graphs on CUDA, none elsewhere.
         Of several processes (common.group) each has a CUDA device of its own.
+        deterministic: the whole process from here on (common.determinism); attacks stay as fast, graphs stay on.
         Raises UserError for a device that is not here.
         """
+        if deterministic:
+            determinism.switch_on()
         chosen = group.settle(find_device(device))
         if precision not in PRECISIONS:
             raise UserError(f"--precision {precision}: choose one of {', '.join(PRECISIONS)}", code="E-FLAG-VALUE")
         if precision == "auto":
             precision = "bf16" if bf16_is_fast(chosen) else "fp32"
         fast, wanted = precision == "bf16", chosen_speedups(speedups, chosen)
+        if deterministic and "compile" in wanted and chosen.type == "cuda":
+            raise UserError(f"--deterministic with --speedups {speedups}: on CUDA torch.compile takes the kernels that "
+                            "win a race, which differ from run to run: leave compile out", code="E-DETERMINISTIC")
         return cls(chosen, precision, channels_last=fast, fast_attacks=fast, sync_bn=sync_bn,
-                   graphs="graphs" in wanted, compiles="compile" in wanted)
+                   graphs="graphs" in wanted, compiles="compile" in wanted, deterministic=deterministic)
+
+    @classmethod
+    def of_judge(cls, args: argparse.Namespace) -> "Engine":
+        """The engine of a command that evaluates: float32, --device, --deterministic."""
+        return cls.choose(args.device, "fp32", deterministic=args.deterministic)
 
     @property
     def shares(self) -> dict[str, int]:
@@ -190,7 +204,8 @@ class Engine:
                 else f"{processor()}, {processors()} cores")
         return {"device": self.device.type, "device_name": name, "precision": self.precision,
                 "channels_last": self.channels_last, "fast_attacks": self.fast_attacks,
-                "torch_threads": torch.get_num_threads(), **({"sync_bn": True} if self.sync_bn else {}),
+                "torch_threads": torch.get_num_threads(), "deterministic": self.deterministic,
+                **({"sync_bn": True} if self.sync_bn else {}),
                 **({"speedups": found} if (found := [name for name, on in zip(SPEEDUPS, (self.graphs, self.compiles),
                                                                              strict=True) if on]) else {}),
                 "notes": list(self.notes)}

@@ -58,6 +58,11 @@ def _status_of(main: Callable[[], int | None]) -> Any:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK:
             _stop(2, _disk_line(error))
+        # Here, not above: it raises UserErrors itself.
+        from common import determinism
+
+        if (said := determinism.in_words(error)) is not None:
+            _stop(2, f"error: {said} [{said.code}]")
         if (watch := _watch()) is not None:
             watch.fail(1, traceback.format_exc().rstrip())
         raise

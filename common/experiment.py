@@ -5,6 +5,7 @@ Of several processes (common.group) rank 0 writes and decides; all must see the 
 """
 
 import importlib
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from common import group, locks, models, records
+from common import determinism, group, locks, models, records
 from common.changed import CODE, changed_files, check_corruptions, last_started
 from common.checkpoint import load_weights
 from common.data import DataSet, Split, hold_out, load
@@ -165,12 +166,25 @@ class Experiment:
         parameters = sum(parameter.numel() for parameter in network.parameters())
         # Those of a network that does more than classify: no logit depends on them.
         beside = getattr(network, "beside_logits", 0)
+        deterministic = self._deterministic()
         records.write_run(self.folder, {
             **self.identity, "method": self.method, "variant": self.variant, "budget": self.budget, "seed": self.seed,
             "config": dict(self.config), "config_sha256": self.config_sha256, "spec_sha256": self.spec,
             "quirks": list(self.quirks), "needs": dict(self.needs), "data": dict(self.data),
             "model": {**self.config["model"], "parameters": parameters,
-                      **({"parameters_beside": beside} if beside else {})}, "command": self._command()})
+                      **({"parameters_beside": beside} if beside else {})}, "command": self._command(),
+            **({"deterministic": True} if deterministic else {})})
+
+    def _deterministic(self) -> bool:
+        """Whether this process and all that trained the run before it compute deterministically."""
+        if not determinism.is_on():
+            return False
+        path = self.folder / "run.json"
+        if path.exists() and not read_json(path).get("deterministic", False):
+            print(f"note: {self.run} was begun without --deterministic, and its record will say so; to begin it anew, "
+                  f"move {portable(str(self.folder))} and its weights away", file=sys.stderr)
+            return False
+        return True
 
     def _command(self) -> str:
         """What began the run: a command that goes on with it need not say its flags."""
@@ -187,6 +201,7 @@ class Experiment:
 
     def _close(self, trained: TrainRecord, engine: Engine, selected_on: str | None) -> None:
         described = engine.describe()
+        described["deterministic"] &= read_json(self.folder / "run.json").get("deterministic", False)
         records.write_train(self.folder, {
             **self.identity, "spec_sha256": self.spec, "config_sha256": self.config_sha256, "weights": trained.weights,
             "epochs": trained.epochs, "steps": trained.steps, "seconds": round(trained.seconds, 2),
@@ -316,7 +331,8 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
                 "spec_sha256": spec, **measured, "data": dict(data), "chunk": plan.chunk,
                 "changed_images": plan.test_crop or plan.half_inputs,
                 **({"allowed": sorted(allow)} if allow else {}), "results": [result_json(result) for result in results],
-                "environment": environment(described["device_name"], "fp32", described["torch_threads"]),
+                "environment": {**environment(described["device_name"], "fp32", described["torch_threads"]),
+                                "deterministic": described["deterministic"]},
                 "command": relative_command()},
                 flags={result.name: result.flags for result in results}, index=np.arange(longest, dtype=np.int64),
                 arrays={result.name: result.arrays for result in results})

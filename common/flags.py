@@ -135,6 +135,13 @@ def add_search_flag(parse: argparse.ArgumentParser | argparse._ArgumentGroup) ->
                        "bf16 on CUDA; a plan's name may end so too: NAME-fast")
 
 
+def add_deterministic_flag(parse: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """--deterministic of commands that train or evaluate; see common.determinism."""
+    parse.add_argument("--deterministic", action="store_true", help="the same seed gives the same bits, on the same "
+                       "machine with the same versions and threads; the record says so; slower on a GPU, and an "
+                       "operation that has no such version ends it")
+
+
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that every training command of the four papers shares, beside the original's own."""
     ours = parser.add_argument_group("ours, the same for all papers")
@@ -151,6 +158,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
                       "CUDA graphs), compile (torch.compile); auto: graphs on CUDA; none")
     ours.add_argument("--sync_bn", "--sync-bn", action="store_true", help="of several processes (torchrun, srun): "
                       "batch norm over the images of all, instead of each its own")
+    add_deterministic_flag(ours)
     ours.add_argument("--seed", type=int, default=1, help="of everything random in the run")
     ours.add_argument("--quirks", default="default", help="which oddities of the released code to reproduce: names "
                                                           "with commas, default (training ones), none, all")

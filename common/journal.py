@@ -248,8 +248,8 @@ def packed(logs: list[dict[str, Tensor]]) -> dict[str, dict[str, Any]]:
 def unpacked(names: dict[str, dict[str, Any]], steps: int) -> list[dict[str, Tensor]]:
     """The logs of so many steps, from what `packed` made of them."""
     logs: list[dict[str, Tensor]] = [{} for _ in range(steps)]
-    for name, found in names.items():
-        for step, value in zip(found["steps"], found["values"], strict=True):
+    for name, logged in names.items():
+        for step, value in zip(logged["steps"], logged["values"], strict=True):
             logs[step][name] = value
     return logs
 

@@ -21,7 +21,8 @@ from dyart.settings import QUIRKS, Settings
 
 DOTS = "..."
 USED = {"norm_attack", "eps_eval", "fname_input", "batch_size_for_eval", "train", "version", "search", "checkpoint",
-        "n", "out", "data", "data_dir", "allow_subset", "device", "quirks", "seed", "plan", "weights", "spec"}
+        "n", "out", "data", "data_dir", "allow_subset", "device", "deterministic", "quirks", "seed", "plan", "weights",
+        "spec"}
 OF_A_FILE = {"model", "GroupNorm", "normalize", "width", "attack", "attack_eps", "attack_step"}
 
 
@@ -128,7 +129,7 @@ def evaluate_run(folder: Path, args: argparse.Namespace, typed: dict[str, Any]) 
     root = Path(args.weights) if args.weights else folder.resolve().parents[3] / "weights"
     path = judge(folder=folder, weights=root / "dyart" / run["dataset"] / run["run"], plan=plan,
                  test=data.train if args.train else data.test, data=described(found, args.train),
-                 engine=Engine.choose(args.device, "fp32"), checkpoint=checkpoint, seed=seed, spec=args.spec)
+                 engine=Engine.of_judge(args), checkpoint=checkpoint, seed=seed, spec=args.spec)
     print_results(path)
 
 
@@ -172,7 +173,7 @@ def evaluate_file(checkpoint: Checkpoint, args: argparse.Namespace, typed: dict[
     results = commands.judge_file(checkpoint.file, model=describe_network(settings, data), told=checkpoint.told,
                                   plan=plan, test=data.train if args.train else data.test,
                                   data=described(data.describe(), args.train),
-                                  engine=Engine.choose(args.device, "fp32"), seed=seed, out=args.out)
+                                  engine=Engine.of_judge(args), seed=seed, out=args.out)
     commands.print_counts(results, args.out)
 
 

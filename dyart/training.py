@@ -38,7 +38,7 @@ SELECTED_ON = "PGD-40 on held-out training images"
 
 def train(settings: Settings, args: argparse.Namespace) -> None:
     """Train as `settings` say; `args` says where things are and on what they run."""
-    engine = Engine.choose(args.device, args.precision, args.sync_bn, args.speedups)
+    engine = Engine.choose(args.device, args.precision, args.sync_bn, args.speedups, args.deterministic)
     images = load_images(settings, args)
     folder = dataset_folder(args)
     budget = args.budget or "custom"

@@ -22,7 +22,7 @@ from rpat.training import SELECTED_ON, describe_network, load_images, make_batch
 
 def train(settings: Settings, args: argparse.Namespace) -> None:
     """Train as `settings` and the barrier's flags say; `args` says where things are and on what they run."""
-    engine = Engine.choose(args.device, args.precision)
+    engine = Engine.choose(args.device, args.precision, deterministic=args.deterministic)
     images = load_images(settings, args)
     folder, budget = dataset_folder(args, settings.norm), args.budget or "custom"
     roots = {"results": Path(args.results) if args.results else RESULTS,

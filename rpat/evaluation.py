@@ -22,7 +22,8 @@ from rpat.settings import DATASETS, NORMS, PART_ONE, Settings, threat
 
 THREAT = {"distance", "epsilon", "alpha", "n_iters", "adv_method"}
 USED = {"mode", "search", "load_path", "test_batch_size", "weak", "checkpoint", "n", "out", "corruptions", "dataset",
-        "data", "data_dir", "allow_subset", "device", "quirks", "seed", "plan", "weights", "spec"} | THREAT
+        "data", "data_dir", "allow_subset", "device", "deterministic", "quirks", "seed", "plan", "weights",
+        "spec"} | THREAT
 OF_A_FILE = {"model", "width"}
 SETS = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}
 Results = Sequence[Mapping[str, Any]]
@@ -123,7 +124,7 @@ def evaluate_run(folder: Path, args: argparse.Namespace, typed: Mapping[str, Any
     plan = replace(plan, name=(plan.name + suffix).lower())
     root = Path(args.weights) if args.weights else folder.resolve().parents[3] / "weights"
     path = judge(folder=folder, weights=root / "rpat" / record["dataset"] / record["run"], plan=plan, test=data.test,
-                 data=found, engine=Engine.choose(args.device, "fp32"), checkpoint=checkpoint, seed=seed,
+                 data=found, engine=Engine.of_judge(args), checkpoint=checkpoint, seed=seed,
                  spec=args.spec, corrupted=files)
     written = EvalRecord(path, read_record(path, "eval"))
     print(f"{record['run']}, {plan.name}, {checkpoint} weights:")
@@ -142,7 +143,7 @@ def evaluate_file(file: Path, args: argparse.Namespace, typed: Mapping[str, Any]
     data = load_images(settings, args).data
     plan, files = planned(args, typed, settings, settings, data.image_shape[0])
     results = commands.judge_file(file, model=describe_network(settings, data), told="the flags", plan=plan,
-                                  test=data.test, data=data.describe(), engine=Engine.choose(args.device, "fp32"),
+                                  test=data.test, data=data.describe(), engine=Engine.of_judge(args),
                                   seed=settings.seed, out=args.out, corrupted=files)
     show([result_json(result) for result in results], {result.name: result.arrays for result in results}, args)
     if args.out is not None:

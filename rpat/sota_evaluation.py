@@ -66,7 +66,7 @@ def plan_of(args: argparse.Namespace, settings: SotaSettings, checkpoint: str, *
 def test(settings: SotaSettings, args: argparse.Namespace) -> None:
     """Test a trained run: the one that the flags name, or with --load-folder another, or one of the original's."""
     check_wanted(args, True)
-    engine = Engine.choose(args.device, "fp32")
+    engine = Engine.of_judge(args)
     if args.load_folder is None:
         results, weights = roots(args)
         place = Path("rpat", dataset_folder(settings, args), run_name_of(settings, args))

@@ -35,7 +35,7 @@ def train(settings: SotaSettings, args: argparse.Namespace) -> None:
     A run that was stopped goes on from its last whole epoch; one that is trained is tested alone.
     """
     check_wanted(args, bool(settings.selection))
-    engine = Engine.choose(args.device, args.precision, args.sync_bn, args.speedups)
+    engine = Engine.choose(args.device, args.precision, args.sync_bn, args.speedups, args.deterministic)
     inputs = load_inputs(settings, args)
     experiment = experiment_of(settings, args, inputs, engine)
     experiment.check_free()

@@ -38,7 +38,7 @@ class Images:
 
 def train(settings: Settings, args: argparse.Namespace) -> None:
     """Train as `settings` say; `args` says where things are and on what they run."""
-    engine = Engine.choose(args.device, args.precision, args.sync_bn, args.speedups)
+    engine = Engine.choose(args.device, args.precision, args.sync_bn, args.speedups, args.deterministic)
     images = load_images(settings, args)
     budget = args.budget or "custom"
     marks = (*settings.marks, *([args.suffix] if args.suffix else []))

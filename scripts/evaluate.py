@@ -28,7 +28,7 @@ from common.evaluation import codes, standard, subject
 from common.evaluation.corruptions import file_plan_named, open_files
 from common.evaluation.plans import Plan, check_size
 from common.evaluation.searches import searched
-from common.flags import Parser, add_search_flag, count, number
+from common.flags import Parser, add_deterministic_flag, add_search_flag, count, number
 from common.records import read_record
 
 ALIKE = "the data set that the run was trained on"
@@ -50,6 +50,7 @@ def parser() -> Parser:
     parse.add_argument("--corruptions", type=Path, default=None, help="the folder CIFAR-10-C or CIFAR-100-C, for the "
                        "plans that are called after it")
     parse.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add_deterministic_flag(parse)
     parse.add_argument("--batch_size", type=count, default=None, help="images per pass; changes no verdict")
     parse.add_argument("--allow", nargs="+", default=(), metavar="CODE", help="what the preflight refuses and is meant "
                        f"so: codes of {codes.PAGE}")
@@ -130,7 +131,7 @@ def evaluate_run(found: subject.Subject, args: argparse.Namespace) -> None:
     if standard.is_standard(args.plan):
         plan = plan_for(args.plan, args, run, len(data.test))
     path = judge(folder=found.folder, weights=args.weights / run["paper"] / run["dataset"] / run["run"], plan=plan,
-                 test=data.test, data=described, engine=Engine.choose(args.device, "fp32"),
+                 test=data.test, data=described, engine=Engine.of_judge(args),
                  checkpoint=found.checkpoint, seed=run["seed"], spec=args.spec, batch_size=args.batch_size,
                  corrupted=files, allow=args.allow, receipt=args.receipt)
     print_results(path)
@@ -162,7 +163,7 @@ def evaluate_other(found: subject.Subject, args: argparse.Namespace) -> None:
         model = subject.model_of_flags(args, data.image_shape[0], data.classes)
     stated = None if args.clean is None else Stored("--clean", accuracy=args.clean / 100)
     results = judge_file(found.file, model=model, told="the flags", plan=plan, test=data.test, data=data.describe(),
-                         engine=Engine.choose(args.device, "fp32"), seed=1 if args.seed is None else args.seed,
+                         engine=Engine.of_judge(args), seed=1 if args.seed is None else args.seed,
                          out=args.out, corrupted=files, part=args.part, allow=args.allow,
                          stored=stated or (beside(found.file) if found.file else None), batch_size=args.batch_size,
                          receipt=args.receipt)

@@ -48,6 +48,29 @@ def test_every_requirement_is_locked_at_a_version_that_its_bound_admits(python, 
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement.name
 
 
+def test_the_oldest_versions_that_are_tested_are_the_lower_bounds():
+    oldest = (ROOT / "requirements-oldest.txt").read_text().splitlines()[1:]
+    assert oldest == [str(one).replace(">=", "==") for one in wanted()]
+    assert all(str(one).count(">=") == 1 and "," not in str(one) for one in wanted())
+
+
+@pytest.mark.parametrize("module", ["common.planted", "rpat.deeper.planted", "scripts", "tests.planted"])
+@pytest.mark.parametrize("kind", [DeprecationWarning, UserWarning, FutureWarning, PendingDeprecationWarning])
+def test_a_warning_of_our_own_is_an_error_here(module, kind):
+    """Planted in a module of that name, under the filters that these tests run with."""
+    with pytest.raises(kind, match="planted"):
+        plant(module, kind)
+
+
+@pytest.mark.parametrize("module", ["torch.planted", "commonplace", "notcommon.rpat"])
+def test_a_warning_of_a_library_is_none(module):
+    plant(module, DeprecationWarning)
+
+
+def plant(module: str, kind: type[Warning]) -> None:
+    exec(f"import warnings\nwarnings.warn('planted', {kind.__name__})", {"__name__": module})
+
+
 def test_the_lock_has_exact_versions_and_no_hosts():
     for line in LOCK.splitlines():
         assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[0-9][0-9a-z.]*( ; [a-z_]+ [<>=]+ '[a-z0-9.]+')?", line), line

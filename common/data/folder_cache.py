@@ -1,7 +1,7 @@
 """The cache of decoded folders: one npz per state of a folder, named by a hash of its files' names, sizes and times."""
 
 import hashlib
-import warnings
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +45,9 @@ def read(path: Path, key: str, counts: list[int]) -> list[np.ndarray] | None:
 
 
 def write(path: Path, key: str, parts: list[np.ndarray]) -> None:
-    """Write the cache, whole or not at all.  Where that fails the data are used all the same, and a warning says so."""
+    """Write the cache, whole or not at all.  Where that fails the data are used all the same, and a note says so."""
     try:
         with replacing(path) as temporary, open(temporary, "wb") as stream:
             np.savez(stream, key=np.array(key), **{f"images_{number}": part for number, part in enumerate(parts)})
     except UserError as error:
-        warnings.warn(f"the images will be decoded again next time: {error}", stacklevel=2)
+        print(f"note: the images will be decoded again next time: {error}", file=sys.stderr)

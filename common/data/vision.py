@@ -1,11 +1,8 @@
-"""The data sets that torchvision downloads and checks: CIFAR-10, CIFAR-100, MNIST, Fashion-MNIST."""
+"""The data sets that torchvision unpacks and checks: CIFAR-10, CIFAR-100, MNIST, Fashion-MNIST."""
 
-import errno
-import http.client
 import os
 import pickle
 import shutil
-import socket
 import tarfile
 import tempfile
 import zlib
@@ -19,13 +16,14 @@ import numpy as np
 
 from common.data.npz import checked_split, load_npz
 from common.data.splits import DataSet
+from common.download import Remote, fetch
 from common.errors import UserError
 from common.files import write_failure
 
-SILENCE_S = 30.0               # a server that says nothing for so long is not there
-# What a failed download or a damaged file raises in torchvision, urllib, tarfile, gzip and pickle.
-FAILURES = (OSError, RuntimeError, ValueError, AssertionError, EOFError, IndexError, http.client.HTTPException,
-            tarfile.TarError, zlib.error, pickle.UnpicklingError)
+MOST = 250_000_000             # bytes of the largest archive, and some more
+# What a damaged file raises in torchvision, tarfile, gzip and pickle.
+FAILURES = (OSError, RuntimeError, ValueError, AssertionError, EOFError, IndexError, tarfile.TarError, zlib.error,
+            pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,27 @@ SOURCES = {
 def load_vision(name: str, data_dir: Path) -> DataSet:
     """The data set `name` of SOURCES: data_dir/NAME.npz if there, else torchvision's files there, else downloaded.
 
-    A download appears in data_dir whole or not at all.  Archives that lie in data_dir already, put there by hand, are
-    used if their md5 is right.  Raises UserError.
+    Unpacked files appear in data_dir whole or not at all; a download that was cut off goes on (common.download).
+    Archives that lie in data_dir already, put there by hand, are used if their md5 is right.  Raises UserError.
     """
     source = SOURCES[name]
     prepared = data_dir / f"{name}.npz"
     if prepared.exists():
         return load_npz(prepared, name=name, source=f"npz file {prepared.name} in the data folder")
+    parts = _brought(name, source, data_dir)
+    train, test = (checked_split(images, labels, f"{name}: {part}_")
+                   for part, (images, labels) in zip(("train", "test"), parts[:2], strict=True))
+    return DataSet(name, train, test, len(parts[2]), parts[2], f"torchvision {source.cls}")
+
+
+def bring_vision(name: str, data_dir: Path) -> Path:
+    """Have torchvision's files of `name` in data_dir; their folder.  Raises UserError."""
+    _brought(name, SOURCES[name], data_dir)
+    return data_dir / SOURCES[name].folder
+
+
+def _brought(name: str, source: Source, data_dir: Path) -> tuple[tuple, tuple, tuple[str, ...]]:
+    """What `_open` returns, downloaded where it is not there."""
     parts = _open(source, data_dir)
     if parts is None:
         _download(name, source, data_dir)
@@ -64,9 +76,7 @@ def load_vision(name: str, data_dir: Path) -> DataSet:
     if parts is None:
         raise UserError(f"the files of {name} in {data_dir / source.folder} are damaged: "
                         "remove that folder and type the same command again", code="E-DATA-DAMAGED")
-    train, test = (checked_split(images, labels, f"{name}: {part}_")
-                   for part, (images, labels) in zip(("train", "test"), parts[:2], strict=True))
-    return DataSet(name, train, test, len(parts[2]), parts[2], f"torchvision {source.cls}")
+    return parts
 
 
 def _torchvision_class(source: Source) -> Any:
@@ -90,28 +100,55 @@ def _open(source: Source, root: Path) -> tuple[tuple, tuple, tuple[str, ...]] | 
     return arrays[0], arrays[1], tuple(parts[0].classes)
 
 
+def _remotes(cls: Any) -> list[Remote]:
+    """The archives of a torchvision class, by the addresses and the md5s that torchvision has."""
+    if hasattr(cls, "resources"):
+        return [Remote(name, tuple(mirror + name for mirror in cls.mirrors), f"md5:{md5}", MOST)
+                for name, md5 in cls.resources]
+    return [Remote(cls.filename, (cls.url,), f"md5:{cls.tgz_md5}", MOST)]
+
+
 def _download(name: str, source: Source, data_dir: Path) -> None:
-    """Download into a temporary folder beside the place, check, and move there."""
-    cls = _torchvision_class(source)
-    archives = list(cls.resources) if hasattr(cls, "resources") else [(cls.filename, cls.tgz_md5)]
-    new = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
+    """Fetch the archives, unpack them in a temporary folder beside the place, check, and move there."""
+    cls, there = _torchvision_class(source), data_dir / source.archives
+    remotes = _remotes(cls)
+    new = [folder for folder in (there, *there.parents) if not folder.exists()]
+    mine = [there / file.name for file in remotes if not (there / file.name).exists()]
     try:
         with _working_folder(data_dir) as work:
-            damaged = _take_archives(archives, data_dir / source.archives, work / source.archives)
+            archives = [_fetched(name, file, remotes, data_dir, there) for file in remotes]
+            (work / source.archives).mkdir(parents=True, exist_ok=True)
+            for archive in archives:
+                (work / source.archives / archive.name).symlink_to(archive.resolve())
             try:
-                with _silence_limit():
-                    cls(work, download=True)
-            except FAILURES as error:
-                raise _failure(name, source, data_dir, archives, damaged, error) from error
+                cls(work, download=True)              # finds the archives, and unpacks them
+            except OSError as error:
+                raise write_failure(data_dir / source.folder, error) from error
             if _open(source, work) is None:
-                raise UserError(f"the download of {name} is damaged: type the same command again",
-                                code="E-DATA-DAMAGED")
+                raise UserError(f"the archives of {name} in {there} do not hold it: remove them and type the same "
+                                "command again", code="E-DATA-DAMAGED")
             if _open(source, data_dir) is None:       # no other process was faster
                 _put(work / source.folder, data_dir / source.folder, work / "replaced")
+        for archive in mine:
+            if there == data_dir:                     # an archive within the folder of its files stays there
+                archive.unlink(missing_ok=True)
     finally:
-        for folder in new:                      # of ours, and only if nothing came of it
+        for folder in new:                            # of ours, and only if nothing came of it
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _fetched(name: str, file: Remote, all_of_it: list[Remote], data_dir: Path, there: Path) -> Path:
+    """The archive in its place; a UserError that also says what may be done by hand."""
+    try:
+        return fetch(file, there)
+    except UserError as error:
+        if error.code not in ("E-DOWNLOAD", "E-DOWNLOAD-HASH"):
+            raise
+        names = ", ".join(one.name for one in all_of_it)
+        raise UserError(f"cannot download {name}: {error}; or put {names} into {there} by hand, or arrays into "
+                        f"{data_dir / (name + '.npz')}, or use npz:PATH or another --data-dir",
+                        code=error.code) from error
 
 
 @contextmanager
@@ -128,32 +165,6 @@ def _working_folder(data_dir: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-@contextmanager
-def _silence_limit() -> Iterator[None]:
-    """torchvision sets no timeout, and an unreachable server would hang for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENCE_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _take_archives(archives: list[tuple[str, str]], there: Path, work: Path) -> list[Path]:
-    """Link the sound archives that lie in `there` into `work`; return the unsound ones."""
-    from torchvision.datasets.utils import check_integrity
-
-    work.mkdir(parents=True, exist_ok=True)
-    damaged = []
-    for filename, md5 in archives:
-        path = there / Path(filename).name
-        if path.is_file() and check_integrity(path, md5):
-            (work / path.name).symlink_to(path.resolve())
-        elif path.is_file():
-            damaged.append(path)
-    return damaged
-
-
 def _put(folder: Path, target: Path, aside: Path) -> None:
     """Move the folder to its place; what lies there is damaged and goes, but for the archives that were linked."""
     try:
@@ -167,15 +178,3 @@ def _put(folder: Path, target: Path, aside: Path) -> None:
         os.replace(folder, target)
     except OSError as error:
         raise write_failure(target, error) from error
-
-
-def _failure(name: str, source: Source, data_dir: Path, archives: list[tuple[str, str]], damaged: list[Path],
-             error: BaseException) -> UserError:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return write_failure(data_dir / source.folder, error)
-    files = ", ".join(Path(filename).name for filename, _ in archives)
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    half = f" ({', '.join(map(str, damaged))} is there, but incomplete or damaged)" if damaged else ""
-    return UserError(f"cannot download {name}: {reason}{half}; put {files} into {data_dir / source.archives} by hand, "
-                     f"or arrays into {data_dir / (name + '.npz')}, or use npz:PATH or another --data-dir",
-                     code="E-DOWNLOAD")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import group, memory
+from common import determinism, group, memory
 from common.attacks.balls import ball
 from common.data.batches import augment
 from common.data.splits import Split, to_float
@@ -133,7 +133,8 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
         for helper in helpers.values():
             check_source(helper.network, split, classes, device)
         key = {"plan": plan_sha256(plan), "weights": weights_sha256(model), "images": split.fingerprint, "seed": seed,
-               "torch": torch.__version__, "device": device.type, "format": 1}
+               "torch": torch.__version__, "device": device.type, "format": 1,
+               **({"deterministic": True} if determinism.is_on() else {})}
         ledger = Ledger(ledger_path(work, plan, crew.rank), key,
                         {name: chunk_sizes(n, plan.chunk) for name, n in counts.items()}, ledger_paths(work, plan))
         share_ledger(ledger)

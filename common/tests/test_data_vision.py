@@ -1,21 +1,22 @@
-"""The data sets that torchvision downloads, on small fabricated files; no test here touches the network."""
+"""The data sets that torchvision knows, on small fabricated files and a server on this machine."""
 
 import gzip
 import hashlib
 import io
 import pickle
 import tarfile
-import urllib.error
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torchvision.datasets.utils
+import torchvision.datasets
 from torchvision.datasets import CIFAR10, MNIST
 
+from common import download
 from common.data import load, vision
 from common.errors import UserError
+from common.tests.file_server import serving
 
 NAMES = ["data_batch_1", "data_batch_2", "test_batch"]
 
@@ -47,19 +48,15 @@ def mnist_files() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def server(monkeypatch) -> dict[str, bytes | Exception]:
-    """What a download finds, by file name; nothing else can be reached.  `asked` collects the names."""
-    content: dict[str, bytes | Exception] = {}
-
-    def fetch(url, filename, chunk_size=0):
-        found = content.get(url.rsplit("/", 1)[1], urllib.error.URLError("no route to host"))
-        if isinstance(found, Exception):
-            raise found
-        Path(filename).write_bytes(found)
-
-    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", fetch)
-    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, max_hops: url)
-    return content
+def server(monkeypatch):
+    """A server that is where torchvision looks for the archives; tries follow one another at once."""
+    monkeypatch.setattr(download, "WAITS_S", (0.0,))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as site:
+        monkeypatch.setattr(CIFAR10, "url", f"{site.url}/cifar-10-python.tar.gz")
+        monkeypatch.setattr(MNIST, "mirrors", [f"{site.url}/mirror/", f"{site.url}/"])
+        yield site
 
 
 @pytest.fixture
@@ -78,7 +75,7 @@ def cifar(server, monkeypatch) -> bytes:
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5(files["batches.meta"])})
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(packed))
     monkeypatch.setitem(vision.SOURCES, "cifar10", replace(vision.SOURCES["cifar10"], train=8, test=2))
-    server["cifar-10-python.tar.gz"] = packed
+    server.content["/cifar-10-python.tar.gz"] = packed
     return packed
 
 
@@ -87,7 +84,7 @@ def mnist(server, monkeypatch) -> dict[str, bytes]:
     packed = {f"{name}.gz": gzip.compress(content) for name, content in mnist_files().items()}
     monkeypatch.setattr(MNIST, "resources", [(name, md5(content)) for name, content in packed.items()])
     monkeypatch.setitem(vision.SOURCES, "mnist", replace(vision.SOURCES["mnist"], train=6, test=3))
-    server.update(packed)
+    server.content.update({f"/{name}": content for name, content in packed.items()})
     return packed
 
 
@@ -113,7 +110,7 @@ def check_cifar(data) -> None:
 
 
 def test_files_that_are_there_are_not_downloaded(tmp_path, cifar, server):
-    server.clear()
+    server.content.clear()
     unpack(tmp_path / "cifar-10-batches-py", cifar_files())
     check_cifar(load("cifar10", data_dir=tmp_path))
     assert names(tmp_path) == ["cifar-10-batches-py"]
@@ -122,12 +119,12 @@ def test_files_that_are_there_are_not_downloaded(tmp_path, cifar, server):
 def test_a_download_is_unpacked_and_kept(tmp_path, cifar, server):
     check_cifar(load("cifar10", data_dir=tmp_path / "new" / "data"))
     assert names(tmp_path / "new/data") == ["cifar-10-batches-py"]
-    server.clear()
+    server.content.clear()
     check_cifar(load("cifar10", data_dir=tmp_path / "new" / "data"))
 
 
 def test_an_archive_put_there_by_hand_is_used_and_kept(tmp_path, cifar, server):
-    server.clear()
+    server.content.clear()
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(cifar)
     check_cifar(load("cifar10", data_dir=tmp_path))
     assert names(tmp_path) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
@@ -145,7 +142,7 @@ def test_mnist_by_download_and_by_hand(tmp_path, mnist, server):
     assert first.image_shape == (1, 28, 28) and first.train.labels.tolist() == list(range(6)) and first.classes == 10
     pixels = np.frombuffer(mnist_files()["train-images-idx3-ubyte"][16:], np.uint8).reshape(6, 1, 28, 28)
     assert np.array_equal(first.train.images.numpy(), pixels)
-    server.clear()
+    server.content.clear()
     unpack(tmp_path / "b/MNIST/raw", mnist)
     second = load("mnist", data_dir=tmp_path / "b")
     assert second.describe() == first.describe()
@@ -180,50 +177,54 @@ def failed(name: str, folder: Path) -> str:
     return str(caught.value)
 
 
-def test_no_network(tmp_path, cifar, mnist, server):
-    server.clear()
+def test_no_network(tmp_path, cifar, mnist, server, monkeypatch):
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     line = failed("cifar10", tmp_path / "data")
-    for part in ("cannot download cifar10", "no route to host", f"put cifar-10-python.tar.gz into {tmp_path}/data by",
+    for part in ("cannot download cifar10", "Connection refused", f"put cifar-10-python.tar.gz into {tmp_path}/data by",
                  f"{tmp_path}/data/cifar10.npz", "npz:PATH", "--data-dir"):
         assert part in line
+    server.content.clear()
     line = failed("mnist", tmp_path / "data")
     assert "cannot download mnist" in line and f"t10k-labels-idx1-ubyte.gz into {tmp_path}/data/MNIST/raw by" in line
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("error", [TimeoutError("timed out"), ConnectionResetError("reset by peer"),
-                                   urllib.error.HTTPError("http://a", 404, "Not Found", None, None)])
+@pytest.mark.parametrize("status", [404, 503])
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
-def test_servers_that_fail(tmp_path, cifar, mnist, server, error, name):
-    for file in server:
-        server[file] = error
-    assert f"cannot download {name}: " in failed(name, tmp_path / "data")
+def test_servers_that_fail(tmp_path, cifar, mnist, server, status, name):
+    server.statuses = [status] * 9
+    assert f"says {status}" in failed(name, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
+def test_another_mirror_is_asked_where_the_first_has_it_not(tmp_path, mnist, server):
+    load("mnist", data_dir=tmp_path)
+    first = "train-images-idx3-ubyte.gz"
+    assert [path for path, *_ in server.asked[:2]] == [f"/mirror/{first}", f"/{first}"]
+
+
 def test_a_half_downloaded_archive_is_named_and_left_alone(tmp_path, cifar, server):
-    server.clear()
     half = tmp_path / "cifar-10-python.tar.gz"
     half.write_bytes(cifar[:50])
     assert f"{half} is there, but incomplete or damaged" in failed("cifar10", tmp_path)
     assert names(tmp_path) == ["cifar-10-python.tar.gz"]
 
 
-def test_a_download_cut_off_leaves_nothing(tmp_path, cifar, server):
-    server["cifar-10-python.tar.gz"] = cifar[:-10]
-    assert "cannot download cifar10: File not found or corrupted" in failed("cifar10", tmp_path / "data")
-    assert not (tmp_path / "data").exists()
+def test_a_download_cut_off_is_gone_on_with(tmp_path, cifar, server):
+    server.cuts = [100, 100]
+    with pytest.raises(UserError, match=r"cannot download cifar10: .* ended after 200 of"):
+        load("cifar10", data_dir=tmp_path)
+    assert (tmp_path / "cifar-10-python.tar.gz.part").read_bytes() == cifar[:200]
+    server.asked.clear()
+    check_cifar(load("cifar10", data_dir=tmp_path))
+    assert names(tmp_path) == ["cifar-10-batches-py"] and server.asked[0][1] == "bytes=200-"
 
 
-def test_an_interrupted_download_leaves_nothing(tmp_path, cifar, monkeypatch):
-    def interrupted(url, filename, chunk_size=0):
-        Path(filename).write_bytes(cifar[:50])
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+def test_a_wrong_archive_is_refused(tmp_path, cifar, server):
+    server.content["/cifar-10-python.tar.gz"] = cifar[::-1]
+    with pytest.raises(UserError, match="is removed: type the same command again") as caught:
         load("cifar10", data_dir=tmp_path / "data")
-    assert not (tmp_path / "data").exists()
+    assert caught.value.code == "E-DOWNLOAD-HASH" and not (tmp_path / "data").exists()
 
 
 def test_a_data_folder_that_cannot_be_made(tmp_path, cifar):
