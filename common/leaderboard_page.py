@@ -80,8 +80,8 @@ def table(group: Group, name: str, papers: Sequence[str]) -> str:
         shown = cells(entry, group, number)
         label = f'<a href="#{escape(entry.key)}">{escape(shown[1])}</a>'
         # An interval goes on a line of its own before it makes the table wider than the page.
-        told = [escape(text).replace(" [", ' <span class="whole">[').replace("]", "]</span>") if place in ACCURACIES
-                else escape(text) for place, text in enumerate(shown)]
+        told = ["".join(f'<span class="whole">{escape(part)}</span> ' for part in text.replace(" [", "\n[").split("\n"))
+                if place in ACCURACIES else escape(text) for place, text in enumerate(shown)]
         rows.append(f'<tr><td><span class="badge p{papers.index(entry.paper)}"><b>{shown[0]}</b></span></td>'
                     f'<th scope="row">{label}</th>' + "".join(f"<td>{text}</td>" for text in told[2:])
                     + "</tr>")

@@ -38,10 +38,10 @@ svg .curve { fill: none; stroke: currentColor; stroke-width: 2; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; }
 caption { text-align: left; font-weight: 600; padding: .25rem 0; }
-th, td { text-align: left; padding: .35rem .4rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: .35rem .3rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { vertical-align: bottom; }
 tbody th { font-weight: 600; min-width: 8rem; } .whole { white-space: nowrap; }
-td:nth-child(15) { min-width: 13rem; }
+td:nth-child(15) { min-width: 10rem; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
   text-align: left; text-decoration: underline dotted; }
 .badge { display: inline-block; min-width: 1.6em; text-align: center; border-radius: 1em; background: currentColor; }
