@@ -15,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
+
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
          "--proxy-server=127.0.0.1:9", "--proxy-bypass-list=<-loopback>", "--window-size=1280,900")
@@ -91,7 +93,9 @@ class Browser:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A browser with a profile of its own, gone at the end."""
+    """A browser with a profile of its own, gone at the end; the test is skipped where there is none."""
+    if why := missing():
+        pytest.skip(why)
     with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         driver = subprocess.Popen(("chromedriver", "--port=0"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                   text=True, env={"PATH": "/usr/bin:/bin", "HOME": profile})
