@@ -103,11 +103,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """Entries of one shape, best AutoAttack first; front: keys of those that none beats in both accuracies."""
+    """Entries of one shape, best AutoAttack first; front: keys of those that none beats in both accuracies.
+
+    absent: of a group of several papers, each paper with the labels of its table that have no entry here.
+    """
 
     shape: Shape
     entries: tuple[Entry, ...]
     front: frozenset[str]
+    absent: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def build(papers: Sequence[Paper], runs: Sequence[RunRecord], threat: Threat = T
             left += [(short(run.folder / "run.json").rpartition("/")[0], _why(run, threat))
                      for run in members if run.folder not in counted]
     shapes = dict.fromkeys(entry.shape for entry in entries)
-    groups = [_group(shape, [entry for entry in entries if entry.shape == shape]) for shape in shapes]
+    groups = [_group(shape, [entry for entry in entries if entry.shape == shape], papers) for shape in shapes]
     groups.sort(key=lambda one: (one.shape.data, -len(one.entries), one.shape))
     return Board(threat, tuple(groups), tuple(left))
 
@@ -258,10 +262,15 @@ def network(model: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _group(shape: Shape, entries: Sequence[Entry]) -> Group:
+def _group(shape: Shape, entries: Sequence[Entry], papers: Sequence[Paper]) -> Group:
     marked = [replace(entry, marks=tuple(_marks(entry, entries))) for entry in entries]
     ordered = sorted(marked, key=lambda entry: (-entry.point[1], -entry.point[0], entry.key))
-    return Group(shape, tuple(ordered), front(ordered))
+    there = {(entry.paper, run.run["method"], run.run["variant"]) for entry in entries for run in entry.runs}
+    absent = {paper.name: tuple(label for key, label in paper.table.labels().items() if (paper.name, *key) not in there)
+              for paper in papers if paper.name in {entry.paper for entry in entries}}
+    compared = len(absent) > 1
+    return Group(shape, tuple(ordered), front(ordered), tuple((paper, labels) for paper, labels in absent.items()
+                                                              if labels and compared))
 
 
 def front(entries: Sequence[Entry]) -> frozenset[str]:

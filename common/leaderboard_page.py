@@ -13,10 +13,11 @@ from common import leaderboard_svg as svg
 from common.leaderboard import Board, Entry, Group
 from common.leaderboard_plot import colours
 from common.leaderboard_style import SCRIPT, style
-from common.leaderboard_table import HEADER, NOTES, alone, cells, measured_on
+from common.leaderboard_table import HEADER, NOTES, absent, alone, cells, measured_on
 from common.records import EvalRecord, RunRecord
 
 NUMBERS = frozenset((0, *range(4, 7), *range(8, 12)))          # columns of HEADER that sort as numbers
+ACCURACIES = (4, 5)                                            # those with an interval
 
 
 def page(board: Board, title: str, where: Path, files: Sequence[Path] = ()) -> str:
@@ -47,10 +48,17 @@ def link(path: Path, text: str, where: Path) -> str:
     return f'<a href="{escape(quote(target))}">{escape(text)}</a>'
 
 
+def with_code(text: str) -> str:
+    """Escaped; what stands between backticks is marked as code."""
+    return "".join(f"<code>{escape(part)}</code>" if number % 2 else escape(part)
+                   for number, part in enumerate(text.split("`")))
+
+
 def section(group: Group, board: Board, name: str, where: Path) -> str:
     """One group: scatter, table, then each entry."""
     papers = list(colours(board))
-    warnings = "".join(f'<p class="warning">{escape(text)}</p>' for text in alone(group))
+    warnings = "".join(f'<p class="warning">{with_code(text)}</p>' for text in alone(group))
+    others = "".join(f"<p>{with_code(text)}</p>" for text in absent(group))
     legend = "".join(f'<li><span class="key p{papers.index(paper)}"></span>{escape(paper)}</li>'
                      for paper in dict.fromkeys(entry.paper for entry in group.entries))
     return "\n".join([
@@ -58,7 +66,7 @@ def section(group: Group, board: Board, name: str, where: Path) -> str:
         f"<p>{escape(measured_on(group, board))}</p>{warnings}", "<figure>", svg.scatter(group, board, f"{name}-plot"),
         f'<ul class="keys">{legend}<li><span class="key line"></span>Pareto front</li></ul>',
         "<figcaption>Numbers are those of the table. Bars: Wilson's 95% interval; small dots: seeds.</figcaption>",
-        "</figure>", table(group, name, papers),
+        "</figure>", table(group, name, papers), others,
         *(article(entry, number, f"{name}-{number}", where) for number, entry in enumerate(group.entries, start=1)),
         "</section>"])
 
@@ -71,8 +79,11 @@ def table(group: Group, name: str, papers: Sequence[str]) -> str:
     for number, entry in enumerate(group.entries, start=1):
         shown = cells(entry, group, number)
         label = f'<a href="#{escape(entry.key)}">{escape(shown[1])}</a>'
+        # An interval goes on a line of its own before it makes the table wider than the page.
+        told = ["".join(f'<span class="whole">{escape(part)}</span> ' for part in text.replace(" [", "\n[").split("\n"))
+                if place in ACCURACIES else escape(text) for place, text in enumerate(shown)]
         rows.append(f'<tr><td><span class="badge p{papers.index(entry.paper)}"><b>{shown[0]}</b></span></td>'
-                    f'<th scope="row">{label}</th>' + "".join(f"<td>{escape(text)}</td>" for text in shown[2:])
+                    f'<th scope="row">{label}</th>' + "".join(f"<td>{text}</td>" for text in told[2:])
                     + "</tr>")
     return (f'<div class="scroll" role="region" aria-labelledby="{name}-caption" tabindex="0"><table>'
             f'<caption id="{name}-caption">{escape(group.shape.title)}</caption><thead><tr>{head}</tr></thead><tbody>'
@@ -91,8 +102,9 @@ def article(entry: Entry, number: int, name: str, where: Path) -> str:
                    for run, record in zip(entry.runs, entry.records, strict=True))
     drawn = svg.curves(entry, f"{name}-curves")
     curves = f"<figure>{drawn}</figure>" if drawn else "<p>The records hold no curves.</p>"
+    up = f'<p><a href="#{escape(name.rpartition("-")[0])}">Back to its group</a></p>'
     return (f'<article id="{escape(entry.key)}" aria-labelledby="{name}-h"><h3 id="{name}-h">{number}. '
-            f"{escape(entry.label)} ({escape(entry.paper)})</h3><dl>{described}</dl>{curves}{runs}</article>")
+            f"{escape(entry.label)} ({escape(entry.paper)})</h3><dl>{described}</dl>{curves}{runs}{up}</article>")
 
 
 def behind(run: RunRecord, record: EvalRecord, where: Path) -> str:
@@ -100,8 +112,8 @@ def behind(run: RunRecord, record: EvalRecord, where: Path) -> str:
     files = [run.folder / "run.json", run.folder / "train.json", record.path, record.path.with_name(
         record.record["flags"]), run.folder / "metrics.jsonl"]
     links = ", ".join(link(path, path.name, where) for path in files if path.exists())
-    commands = "".join(f'<pre tabindex="0"><code>{escape(command)}</code></pre>'
-                       for command in (run.run["command"], record.record["command"]))
+    commands = "".join(f'<p>{what}:</p><pre tabindex="0"><code>{escape(command)}</code></pre>' for what, command in (
+        ("Trained by", run.run["command"]), ("Judged by", record.record["command"])))
     return f"<p>Records: {links}</p>{commands}"
 
 

@@ -29,32 +29,55 @@ svg .dot { fill: currentColor; stroke: var(--paper); stroke-width: 1.5; }
 svg .seed { fill: currentColor; }
 svg a .number { fill: #fff; font-weight: bold; paint-order: stroke; stroke: #000; stroke-width: 2px; }
 svg a:hover .dot, svg a:focus .dot { stroke: var(--ink); stroke-width: 3; }
+svg a .dot { cursor: pointer; }
 svg .curve { fill: none; stroke: currentColor; stroke-width: 2; }
 .keys { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .9rem; }
 .key { display: inline-block; width: .9em; height: .9em; border-radius: 50%; background: currentColor;
   margin-right: .4em; vertical-align: -.1em; }
 .key.line { height: 0; border-radius: 0; border-top: 2px dotted var(--ink); width: 1.5em; vertical-align: .25em; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; }
+table { border-collapse: collapse; font-size: .85rem; }
 caption { text-align: left; font-weight: 600; padding: .25rem 0; }
-th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-tbody th { font-weight: 600; min-width: 9rem; } td:nth-child(5), td:nth-child(6) { white-space: nowrap; }
-td:nth-child(14), td:nth-child(15) { min-width: 12rem; }
+th, td { text-align: left; padding: .35rem .3rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+thead th { vertical-align: bottom; }
+tbody th { font-weight: 600; min-width: 8rem; } .whole { white-space: nowrap; }
+td:nth-child(15) { min-width: 10rem; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
   text-align: left; text-decoration: underline dotted; }
 .badge { display: inline-block; min-width: 1.6em; text-align: center; border-radius: 1em; background: currentColor; }
 .badge b { color: #fff; text-shadow: 0 0 2px #000, 0 0 2px #000; }
 article { border: 1px solid var(--line); border-radius: .5rem; padding: 0 1rem 1rem; margin: 1rem 0; }
+article, h2 { scroll-margin-top: .75rem; }
 article:target { border-color: #E69F00; box-shadow: 0 0 0 2px #E69F00; }
 dl { display: grid; grid-template-columns: minmax(8rem, 14rem) 1fr; gap: .25rem 1rem; }
 dd { margin: 0; }
 dt { font-weight: 600; }
-pre { overflow-x: auto; background: var(--soft); padding: .6rem; border-radius: .3rem; font-size: .85rem; }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } body { padding: .6rem; } }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .6rem; border-radius: .3rem;
+  font-size: .85rem; margin: .25rem 0 .75rem; }
+article h4 { margin: 1.25rem 0 .25rem; } article p { margin: .5rem 0 .25rem; }
+button.copy { font: inherit; font-size: .85rem; margin-left: .5rem; color: var(--ink); background: var(--soft);
+  border: 1px solid var(--line); border-radius: .3rem; cursor: pointer; }
+/* A drawing is scaled down there: what it says is not. */
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } body { padding: .6rem; }
+  svg text { font-size: 20px; } svg .dot { r: 18px; } svg a .number { transform: translateY(2px); } }
 @media print { article, figure { break-inside: avoid; } }
 """
-# Headers become buttons only where there is script; nothing else needs it.
+# Headers become buttons, and commands get one, only where there is script; nothing else needs it.
 SCRIPT = """
+document.querySelectorAll("pre").forEach(function (command) {
+  var button = document.createElement("button");
+  button.type = "button";
+  button.className = "copy";
+  button.textContent = "Copy";
+  command.previousElementSibling.appendChild(button);
+  button.addEventListener("click", function () {
+    var range = document.createRange(), chosen = window.getSelection();
+    range.selectNodeContents(command);
+    chosen.removeAllRanges();
+    chosen.addRange(range);
+    button.textContent = document.execCommand("copy") ? "Copied" : "Selected: copy it with the keyboard";
+  });
+});
 document.querySelectorAll("table").forEach(function (table) {
   var body = table.tBodies[0], heads = Array.from(table.tHead.rows[0].cells);
   heads.forEach(function (head, column) {

@@ -67,7 +67,10 @@ def scatter(group: Group, board: Board, name: str) -> str:
                        f"AutoAttack {board.threat} in % (n={shape.n_attacked:,})")
     corners = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in stairs(group))
     lines.append(f'<polyline class="front" points="{corners}"/>')
-    for number, entry in reversed(list(enumerate(group.entries, start=1))):
+    last_first = list(enumerate(group.entries, start=1))[::-1]
+    for _, entry in last_first:
+        lines += spread(axes, entry, papers.index(entry.paper))
+    for number, entry in last_first:                         # over all that is no link
         lines += point(axes, entry, number, papers.index(entry.paper))
     said = "; ".join(f"{number}: {summary(entry)}" for number, entry in enumerate(group.entries, start=1))
     return figure(name, axes, f"Clean accuracy against AutoAttack, {shape.title}", said, lines)
@@ -79,18 +82,25 @@ def summary(entry: Entry) -> str:
     return f"{entry.label} ({entry.paper}): clean {100 * clean:.1f} %, AutoAttack {100 * attacked:.1f} %"
 
 
-def point(axes: Axes, entry: Entry, number: int, paper: int) -> list[str]:
-    """A numbered circle with its intervals, inside a link."""
+def spread(axes: Axes, entry: Entry, paper: int) -> list[str]:
+    """The intervals of an entry, and a dot for each of several seeds."""
     x, y = (100 * value for value in entry.point)
     (x_low, x_high), (y_low, y_high) = (tuple(100 * end for end in entry.image_interval(which))
                                         for which in (entry.clean, entry.attacked))
     seeds = [f'<circle class="seed" cx="{axes.x(100 * clean)}" cy="{axes.y(100 * attacked)}" r="2.5"/>'
              for clean, attacked in zip(entry.clean.accuracies, entry.attacked.accuracies, strict=True)
              if len(entry.runs) > 1]
-    return [f'<a class="p{paper}" href="#{escape(entry.key)}"><title>{escape(summary(entry))}</title>',
+    return [f'<g class="p{paper}">',
             f'<line class="bar" x1="{axes.x(x_low)}" x2="{axes.x(x_high)}" y1="{axes.y(y)}" y2="{axes.y(y)}"/>',
             f'<line class="bar" x1="{axes.x(x)}" x2="{axes.x(x)}" y1="{axes.y(y_low)}" y2="{axes.y(y_high)}"/>',
-            *seeds, f'<circle class="dot" cx="{axes.x(x)}" cy="{axes.y(y)}" r="11"/>',
+            *seeds, "</g>"]
+
+
+def point(axes: Axes, entry: Entry, number: int, paper: int) -> list[str]:
+    """A numbered circle, inside a link."""
+    x, y = (100 * value for value in entry.point)
+    return [f'<a class="p{paper}" href="#{escape(entry.key)}"><title>{escape(summary(entry))}</title>',
+            f'<circle class="dot" cx="{axes.x(x)}" cy="{axes.y(y)}" r="11"/>',
             f'<text class="number" x="{axes.x(x)}" y="{axes.y(y) + 4}" text-anchor="middle">{number}</text></a>']
 
 

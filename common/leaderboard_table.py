@@ -25,6 +25,8 @@ NOTES = (
     "In all: over all epochs, with the runs that had to be trained before. Minutes: of training and its own "
     "validation, on the device named, evaluation left out; other work on the machine lengthens them.")
 
+SHOWN = 8                                      # labels of a paper's methods that a group lacks, by name
+
 
 def percent(entry: Entry, which: Cell) -> str:
     """'26.00 [20.1, 32.9]' or '25.75 ± 1.77 [20.1, 32.0]'."""
@@ -60,7 +62,7 @@ def grids(board: Board, title: str) -> list[Grid]:
     for group in board.groups:
         rows = tuple(cells(entry, group, number) for number, entry in enumerate(group.entries, start=1))
         found.append(Grid(group.shape.title, HEADER, rows, (
-            measured_on(group, board), *alone(group),
+            measured_on(group, board), *alone(group), *absent(group),
             *(f"{number}: {', '.join(short(record.path) for record in entry.records)}"
               for number, entry in enumerate(group.entries, start=1)))))
     if board.left:
@@ -74,6 +76,17 @@ def alone(group: Group) -> tuple[str, ...]:
         return ()
     return ("Only one paper has runs of this shape: this group compares no two papers. `make leaderboard BUDGET=board` "
             "trains the methods of all papers under one shape.",)
+
+
+def absent(group: Group) -> tuple[str, ...]:
+    """Which methods of its papers a group of several papers lacks, and how they join it."""
+    if not group.absent:
+        return ()
+    lists = [f"{paper}: {', '.join(labels[:SHOWN])}" + (f" and {len(labels) - SHOWN} more" if labels[SHOWN:] else "")
+             for paper, labels in group.absent]
+    return ("Here are each paper's own methods and the training that they change. Not here, as each takes as long "
+            f"again: {'; '.join(lists)}. One joins by `make reproduce-PAPER-DATASET BUDGET={group.shape.budget} "
+            "METHODS=...` (the paper's README names the words), then `make leaderboard`.",)
 
 
 def rows(board: Board) -> list[dict[str, Any]]:

@@ -14,22 +14,27 @@ def draw(found: Mapping[str, Any], path: Path) -> Path:
     n = found["n"]
     with plots.figure(path, 11, 6.4) as figure:
         axes = figure.subplots(2, 3)
-        multiples = [0.0, *map(float, found["by_eps"])]
-        of_eps = [found["clean"], *found["by_eps"].values()]
+        # In a file the keys stand in the order of text: 1, 10, 2.
+        by_eps, by_steps = ({float(key): entry for key, entry in sorted(found[name].items(), key=lambda one: float(
+            one[0]))} for name in ("by_eps", "by_steps"))
+        multiples, of_eps = [0.0, *by_eps], [found["clean"], *by_eps.values()]
         curve(axes[0, 0], axes[1, 0], multiples, of_eps, n, "radius in eps (PGD-20)")
-        steps = list(map(int, found["by_steps"]))
-        curve(axes[0, 1], axes[1, 1], steps, list(found["by_steps"].values()), n, "steps of PGD")
-        axes[0, 1].set_xscale("log")
-        axes[1, 1].set_xscale("log")
-        for name, colour in (("fgsm", plots.ORANGE), ("noise", plots.GREEN), ("square", plots.PURPLE)):
-            axes[0, 1].axhline(100 * found[name]["robust"] / n, color=colour, linestyle="--", label=name)
+        steps = list(map(int, by_steps))
+        curve(axes[0, 1], axes[1, 1], steps, list(by_steps.values()), n, "steps of PGD")
+        for each in axes[:, 1]:
+            each.set_xscale("log")
+            each.set_xticks(steps, map(str, steps))
+            each.minorticks_off()
+        for name, said, colour in (("fgsm", "FGSM", plots.ORANGE), ("noise", "noise", plots.GREEN),
+                                   ("square", "Square alone", plots.PURPLE)):
+            axes[0, 1].axhline(100 * found[name]["robust"] / n, color=colour, linestyle="--", label=said)
         axes[0, 1].legend()
         shares = (5, 25, 50, 75, 95)
-        for name, colour in (("clean", plots.BLUE), ("attacked", plots.RED)):
-            axes[0, 2].plot(found["margins"][name], shares, marker="o", color=colour, label=name)
+        for name, said, colour in (("clean", "clean", plots.BLUE), ("attacked", "under PGD-20", plots.RED)):
+            axes[0, 2].plot(found["margins"][name], shares, marker="o", color=colour, label=said)
         axes[0, 2].axvline(0, color=plots.GREY, linewidth=1)
-        axes[0, 2].set(xlabel="margin of the logits", ylabel="% of images below", title="margins")
-        axes[0, 2].legend()
+        axes[0, 2].set(xlabel="margin of the logits", ylabel="% of images below", title="margins", ylim=(-2, 102))
+        axes[0, 2].legend(loc="lower right")
         surface = found["surface"]
         drawn = axes[1, 2].imshow(np.array(surface["values"]), origin="lower", extent=(-1, 1, -1, 1), cmap="viridis",
                                   aspect="auto")

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.models.mobilenet import MobileNetV2
 from common.models.normalise import Normalise
 from common.models.pre_resnet import PreResNet
-from common.models.preact_resnet import PreActBottleneck, PreActResNet
+from common.models.preact_resnet import PreActBottleneck, PreActResNet, RawShortcutBlock
 from common.models.resnet import BasicBlock, Bottleneck, ResNet
 from common.models.small import SmallCNN
 from common.models.swish import SwishPreActResNet, SwishWideResNet
@@ -45,6 +45,8 @@ REGISTRY = {
     "resnet50": Entry(partial(ResNet, Bottleneck, (3, 4, 6, 3)), width=True, stem_stride=True),
     "resnet101": Entry(partial(ResNet, Bottleneck, (3, 4, 23, 3)), width=True, stem_stride=True),
     "preactresnet18": Entry(partial(PreActResNet, (2, 2, 2, 2)), width=True),
+    "preactresnet18-raw": Entry(partial(PreActResNet, (2, 2, 2, 2), block=RawShortcutBlock, last_norm=False),
+                                width=True),
     "preactresnet34": Entry(partial(PreActResNet, (3, 4, 6, 3)), width=True),
     "preactresnet50": Entry(partial(PreActResNet, (3, 4, 6, 3), block=PreActBottleneck), width=True),
     "preactresnet101": Entry(partial(PreActResNet, (3, 4, 23, 3), block=PreActBottleneck), width=True),
@@ -74,7 +76,7 @@ def build(name: str, *, classes: int, channels: int = 3, width: int | None = Non
     """A freshly initialised network, float32 on the CPU (or on the device of `with torch.device(...)`).
 
     It maps images (B,channels,H,W) in [0,1] to logits (B,classes).  Beside `names()` it knows every wide ResNet by its
-    depth 6*n + 4 and its widening, as wrn-34-5.
+    depth 6*n + 4 and its widening, as wrn-34-5 or wrn-94-16-swish.
 
     width:      channels of the first stage; by default 64 (ResNets, VGG) or 32 (MobileNet, small).  A wide ResNet's is
                 in its name.
@@ -129,11 +131,13 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _wide_resnet(name: str) -> Entry | None:
-    """What stands behind wrn-DEPTH-WIDEN, or None if that is no wide ResNet."""
-    match = re.fullmatch(r"wrn-([1-9]\d*)-([1-9]\d*)", name)
-    depth, widen = map(int, match.groups()) if match else (0, 0)
-    if depth < 10 or (depth - 4) % 6:
+    """What stands behind wrn-DEPTH-WIDEN or wrn-DEPTH-WIDEN-swish, or None if that is no wide ResNet."""
+    match = re.fullmatch(r"wrn-([1-9]\d*)-([1-9]\d*)(-swish)?", name)
+    depth, widen = map(int, match.groups()[:2]) if match else (0, 0)
+    if match is None or depth < 10 or (depth - 4) % 6:
         return None
+    if match[3]:
+        return Entry(partial(SwishWideResNet, depth, widen), activation=False)
     return Entry(partial(WideResNet, depth, widen), dropout=True, stem_stride=True)
 
 

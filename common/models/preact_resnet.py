@@ -3,7 +3,8 @@
 Source: He et al. 2016 (arXiv:1603.05027).  The 1x1 shortcuts act on the activated input, identity shortcuts carry the
 raw one.  This is RPAT's `PreActResNet18`, DyART's `preact-resnet*` and RobustBench's PreActResNet whose shortcut
 follows the activation and which has a batch norm before the last layer.  Other members of the family differ in these
-two places; for those with SiLU see swish.py.
+two places: `preactresnet18-raw`, which fast adversarial training made known (arXiv:2001.03994), has neither; for those
+with SiLU see swish.py.
 """
 
 from torch import Tensor, nn
@@ -30,6 +31,14 @@ class PreActBlock(nn.Module):
         activated = self.act(self.bn1(x))
         out = self.conv2(self.act(self.bn2(self.conv1(activated))))
         return out + (x if self.shortcut is None else self.shortcut(activated))
+
+
+class RawShortcutBlock(PreActBlock):
+    """The same, but that every shortcut starts from the raw input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.act(self.bn2(self.conv1(self.act(self.bn1(x))))))
+        return out + (x if self.shortcut is None else self.shortcut(x))
 
 
 class PreActBottleneck(nn.Module):
@@ -64,12 +73,13 @@ class PreActResNet(nn.Module):
     """(B,channels,H,W) in [0,1] -> logits (B,classes); any H, W >= 8.  Torch's default initialisation.
 
     `blocks`: blocks per stage; `block`: of which kind; `width`: channels of the first stage (a quarter of its output
-    with bottlenecks); `normalise`: a module for the first step.
+    with bottlenecks); `normalise`: a module for the first step; `last_norm`: normalisation and activation stand before
+    the last layer.
     """
 
     def __init__(self, blocks: tuple[int, int, int, int], *, classes: int, channels: int = 3, width: int = 64,
                  activation: str = "relu", norm: str = "batch", normalise: nn.Module | None = None,
-                 block: type[PreActBlock] | type[PreActBottleneck] = PreActBlock):
+                 block: type[PreActBlock] | type[PreActBottleneck] = PreActBlock, last_norm: bool = True):
         super().__init__()
         self.normalise = normalise or nn.Identity()
         self.conv1 = conv3x3(channels, width)
@@ -82,11 +92,13 @@ class PreActResNet(nn.Module):
                 layers.append(block(channels_in, planes, stride if i == 0 else 1, activation, norm))
                 channels_in = planes * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
-        self.bn = norm_layer(norm, channels_in)
+        if last_norm:
+            self.bn = norm_layer(norm, channels_in)
+        self.last_norm = last_norm
         self.linear = nn.Linear(channels_in, classes)
         self.act = activation_layer(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(self.normalise(x))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
-        return self.linear(self.act(self.bn(out)).mean((2, 3)))
+        return self.linear((self.act(self.bn(out)) if self.last_norm else out).mean((2, 3)))

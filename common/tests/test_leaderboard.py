@@ -10,7 +10,7 @@ from common.environment import ROOT
 from common.errors import UserError
 from common.leaderboard import Paper, Threat, build, front, network
 from common.leaderboard_plot import limits, stairs
-from common.leaderboard_table import HEADER, cells, grids, rows
+from common.leaderboard_table import HEADER, absent, cells, grids, rows
 from common.records import read_run, read_runs, write_eval
 from common.render import comma_separated, markdown
 from common.runs import Effort, Row, Table
@@ -226,6 +226,20 @@ def test_networks_are_told_apart_in_words():
     assert network({"name": "r", "width": 16, "parameters": 1000}) == "r, width 16, 1,000 parameters"
     assert network({"name": "r", "norm": "group"}) == "r, group norm" and network({"name": "r", "norm": "batch"}) == "r"
     assert network({"name": "r", "parameters": 1261, "parameters_beside": 261}) == "r, 1,000 parameters"
+
+
+def test_a_group_of_several_papers_says_which_methods_it_lacks(tmp_path):
+    made(tmp_path, "one", "A")
+    made(tmp_path, "two", "A")
+    many = tuple(Row(method=f"M{number}", variant="plain", label=f"Method {number}") for number in range(10))
+    more = replace(ONE.table, rows=(*ONE.table.rows, *many))
+    group, = board(tmp_path, (replace(ONE, table=more), TWO)).groups
+    labels = dict(group.absent)
+    assert [label for label in labels["one"] if label.startswith("Method")] == [row.label for row in many]
+    text, = absent(group)
+    assert "Method 0, " in text and "more" in text and "BUDGET=short METHODS=..." in text
+    only, = board(tmp_path, (replace(ONE, table=more),)).groups
+    assert absent(only) == () and {entry.label for entry in group.entries}.isdisjoint(labels["one"])
 
 
 def test_the_records_of_this_repository_make_a_board():

@@ -14,8 +14,8 @@ from common.leaderboard import Paper, build
 from common.leaderboard_page import page
 from common.leaderboard_svg import Axes, curves_of, ticks
 from common.records import read_runs
-from common.runs import Effort, Row, Table
-from common.tests.fabricate import curves, fabricate
+from common.runs import Table
+from common.tests.leaderboard_parts import built
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 EVIL = '<script>alert("1")</script>&\'"'
@@ -52,28 +52,6 @@ class Reader(HTMLParser):
 
     def of(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
-
-
-def built(tmp_path, label="A", command=None, **changes):
-    results = tmp_path / "results"
-    for paper, method, seeds in (("one", "A", (1, 2)), ("two", "B", (1,))):
-        for seed in seeds:
-            folder = fabricate(results, **{"paper": paper, "method": method, "seed": seed, "metrics": curves(5),
-                                           "accuracies": {"clean": 0.8, "autoattack-8": 0.4 + seed / 50}} | changes)
-            if command:
-                record = json.loads((folder / "run.json").read_text()) | {"command": command}
-                (folder / "run.json").write_text(json.dumps(record))
-    papers = [Paper(name, Table(title=name, columns=(), rows=(Row(method=method, variant="plain", label=label),)),
-                    lambda run: Effort(passes=8.0)) for name, method in (("one", "A"), ("two", "B"))]
-    board = build(papers, read_runs(results))
-    files = tuple(results / "tables" / name for name in ("leaderboard.md", "leaderboard.csv"))
-    for path in files:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("here")
-    where = results / "leaderboard" / "index.html"
-    where.parent.mkdir(exist_ok=True)
-    where.write_text(page(board, "All methods", where, files))
-    return board, where
 
 
 def test_the_page_is_whole_and_needs_nothing_from_outside(tmp_path):

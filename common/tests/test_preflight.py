@@ -108,7 +108,8 @@ def test_a_sound_network_passes_and_is_left_as_it_was(tinybn, split):
 @pytest.mark.parametrize("wrap", [
     lambda net: Around(net, before=Normalise(MEAN, STD)), lambda net: Around(net, before=Do(lambda x: 255 * x)),
     lambda net: Around(net, before=Do(lambda x: 2 * x - 1)), lambda net: Around(net, after=nn.LogSoftmax(1)),
-    lambda net: Around(net, after=Do(lambda z: z.abs()))])
+    lambda net: Around(net, after=Do(lambda z: z.abs())),
+    lambda net: Around(net, after=Do(lambda z: 1e-4 * z + 3))])
 def test_what_only_looks_like_a_mistake_passes(tiny, split, wrap):
     assert codes(wrap(tiny).eval(), to_float(split.images[:16])) == []
 
@@ -125,7 +126,8 @@ def test_every_network_of_ours_passes_with_and_without_normalisation(split):
 
 BUGS = {
     "E-MODE": [lambda net: Around(net, before=Stubborn()).eval(), lambda net: Restless(net).eval()],
-    "E-SOFTMAX": [lambda net: Around(net.eval(), after=nn.Softmax(1)).eval()],
+    "E-SOFTMAX": [lambda net: Around(net.eval(), after=nn.Softmax(1)).eval(),
+                  lambda net: Around(net.eval(), after=Do(lambda z: 10 * z.softmax(1))).eval()],
     "E-NORMALISED-TWICE": [lambda net: Around(nn.Sequential(Normalise(MEAN, STD), net), Normalise(MEAN, STD)).eval()],
     "E-GRADIENT": [lambda net: Around(net, before=Do(lambda x: x.detach())).eval(),
                    lambda net: Around(net, before=Do(lambda x: (8 * x).round() / 8)).eval(),

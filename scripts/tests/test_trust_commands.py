@@ -89,10 +89,12 @@ def test_a_quirk_that_flatters_is_above_zero():
 
 
 def test_the_example_is_judged_by_what_is_known_of_it(monkeypatch, capsys, tmp_path):
-    fine = {"clean": (9400, 10_000), "PGD-10 at 8 of 255": (0, 200), "PGD-20 at 1 of 255": (20, 200)}
+    fine = {"clean": (9400, 10_000), "AutoAttack at 8 of 255": (0, 200), "PGD-20 at 1 of 255": (20, 200),
+            "AutoAttack at 1 of 255": (2, 20), "PGD-20 there": (2, 20)}
     assert check_example.judged(fine) == []
     assert "clean accuracy 10.00 %" in check_example.judged(fine | {"clean": (1000, 10_000)})[0]
-    assert "30 of 200 images stand" in check_example.judged(fine | {"PGD-10 at 8 of 255": (30, 200)})[0]
+    assert "30 of 200 images stand" in check_example.judged(fine | {"AutoAttack at 8 of 255": (30, 200)})[0]
+    assert "3 images stand by AutoAttack, 2" in check_example.judged(fine | {"AutoAttack at 1 of 255": (3, 20)})[0]
     assert check_example.judged(fine | {"clean": (192, 200)}) == []
     monkeypatch.setattr(check_example, "example", lambda: None)
     assert call(monkeypatch, check_example) == 0 and "nothing checked: no package" in capsys.readouterr().out
