@@ -125,22 +125,20 @@ def test_stopped_in_a_validation_the_steps_are_not_made_again(tmp_path, uncut, c
     assert weights_of(tmp_path) == weights_of(uncut(False)) and rows(tmp_path) == rows(uncut(False))
 
 
-def test_a_best_network_kept_by_a_validation_that_counts_for_nothing_is_kept_again(tmp_path, monkeypatch, uncut):
-    """Stopped behind best.pt and before the epoch counts: the score is of weights that must be found again."""
-    real = checkpoint.save_state
+def test_a_best_score_whose_weights_were_not_written_counts_for_nothing(tmp_path, monkeypatch, uncut):
+    """Stopped between both, after epoch 1: best.pt and worst.pt were written once before training."""
+    real, calls = checkpoint.save_state, []
 
     def save(path, state, **more):
-        real(path, state, **more)
-        if path.name == "worst.pt" and calls.append(0) is None and len(calls) == 1:
+        calls.append(path.name)
+        if len(calls) == 3:
             ask()
+        real(path, state, **more)
 
-    calls = []
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_state", save)
-        cut(tmp_path)
-    for name in ("best", "worst"):
-        (tmp_path / "weights" / f"{name}.pt").unlink(missing_ok=True)
-    whole(tmp_path)
+        assert "epoch 1 is done up to step 4" in cut(tmp_path)
+    whole(tmp_path, model=network(3))
     assert weights_of(tmp_path) == weights_of(uncut(False))
 
 
