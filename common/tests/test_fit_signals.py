@@ -125,23 +125,24 @@ def test_stopped_in_a_validation_the_steps_are_not_made_again(tmp_path, uncut, c
     assert weights_of(tmp_path) == weights_of(uncut(False)) and rows(tmp_path) == rows(uncut(False))
 
 
-def test_a_best_network_kept_by_a_validation_that_counts_for_nothing_is_kept_again(tmp_path, monkeypatch, uncut):
-    """Stopped behind best.pt and before the epoch counts: the score is of weights that must be found again."""
-    real = checkpoint.save_state
+def test_a_best_score_whose_weights_were_not_written_counts_for_nothing(tmp_path, monkeypatch):
+    """Stopped between both, after the only epoch: best.pt and worst.pt were written once before training."""
+    real, calls = checkpoint.save_state, []
 
     def save(path, state, **more):
-        real(path, state, **more)
-        if path.name == "worst.pt" and calls.append(0) is None and len(calls) == 1:
+        calls.append(path.name)
+        if len(calls) == 3:
             ask()
+        real(path, state, **more)
 
-    calls = []
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_state", save)
-        cut(tmp_path)
-    for name in ("best", "worst"):
-        (tmp_path / "weights" / f"{name}.pt").unlink(missing_ok=True)
-    whole(tmp_path)
-    assert weights_of(tmp_path) == weights_of(uncut(False))
+        assert "epoch 1 is done up to step 4" in cut(tmp_path / "cut", epochs=1, snapshots=())
+    whole(tmp_path / "whole", epochs=1, snapshots=())
+    record = whole(tmp_path / "cut", epochs=1, snapshots=(), model=network(3))
+    for name in record.weights:
+        first, second = (folder / f"weights/{name}.pt" for folder in (tmp_path / "cut", tmp_path / "whole"))
+        assert first.read_bytes() == second.read_bytes(), name
 
 
 def test_the_writing_of_an_epoch_is_waited_for(tmp_path, monkeypatch, uncut):
