@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.inputs import parse_json, read_text
 
 
 @contextmanager
@@ -54,9 +55,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; one that cannot be read is a UserError that names it."""
+    """Read a JSON file; one that cannot be read is a UserError that names it.  See `common.inputs.parse_json`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:
