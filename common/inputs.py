@@ -74,7 +74,7 @@ def parse_json(text: str) -> Any:
     and objects more than MAX_DEPTH deep.
     """
     try:
-        value = json.loads(text, parse_constant=_not_json, parse_float=_finite)
+        value = json.loads(text, parse_constant=_not_json, parse_float=_finite, parse_int=_whole)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -94,6 +94,13 @@ def _not_json(word: str) -> NoReturn:
 def _finite(text: str) -> float:
     value = float(text)
     if value - value != 0:
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if abs(value) >= 2 ** 63:
         raise ValueError(f"the number {text[:20]} is too large")
     return value
 
