@@ -3,11 +3,13 @@
 Used by the tests (hypothesis draws) and by scripts/fuzz.py (plain random draws, for longer).
 """
 
+import io
+import shutil
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -33,11 +35,22 @@ class Target:
     may_write: tuple[str, ...] = ()
 
 
+def prepare(target: Target, valid: Path, folder: Path, random: Random | None) -> None:
+    """A case in `folder`, which is new: a copy of the valid files in `valid`, made if there are none, damaged unless
+    random is None."""
+    if not valid.exists():
+        valid.mkdir(parents=True)
+        target.make(valid)
+    shutil.copytree(valid, folder, symlinks=True)
+    if random is not None:
+        target.mutate(random, folder)
+
+
 def judge(target: Target, folder: Path) -> str:
     """"accepted", "refused", or what is wrong: another error (its traceback), a hang, a file written."""
     before = state(folder, target.may_write)
     try:
-        with limit(HANG_S):
+        with limit(HANG_S), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             target.load(folder)
         verdict = "accepted"
     except UserError as error:
