@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.inputs import parse_json, read_text
+from common.inputs import check_is_file, parse_json, read_text
 
 
 @contextmanager
@@ -66,6 +66,7 @@ def read_json(path: Path) -> Any:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
+    check_is_file(path)
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

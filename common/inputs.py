@@ -39,6 +39,7 @@ def check_mode(path: str | Path, mode: int) -> None:
 
 def cannot_read(path: str | Path, error: Exception) -> NoReturn:
     """The UserError for a path that the system refuses."""
+    path = getattr(error, "filename", None) or path
     shown = str(path) if len(str(path)) <= 300 else f"{str(path)[:300]}..."
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     raise UserError(f"cannot read {shown!a}: {reason}: check the path and its permissions",

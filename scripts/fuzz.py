@@ -78,10 +78,12 @@ def flags() -> list[Target]:
     from rpat import flags as rpat
     from rpat import sota_flags, sota_settings
 
-    found = [of_flags(name, module.parser, lambda argv, module=module: module.settings_of(module.parse(argv)))
-             for name, module in (("dyart/train", dyart), ("rpat/train", rpat), ("brainreg/train", brainreg))]
+    found = [of_flags(name, module.parser, lambda argv, module=module: module.settings_of(module.parse(argv)), usual)
+             for name, module, usual in (("dyart/train", dyart, ()), ("rpat/train", rpat, ("--data", "cifar10")),
+                                         ("brainreg/train", brainreg, ()))]
     found.append(of_flags("experiments/train", experiments.parser,
-                          lambda argv: experiments.settings_of(experiments.parser().parse_args(argv))))
+                          lambda argv: experiments.settings_of(experiments.parser().parse_args(argv)),
+                          ("--data", "cifar10")))
     for method in METHODS:
         def parse(argv: Sequence[str], method: str = method) -> Any:
             return adarat.settings_of(method, "cifar10", adarat.parser(method, "cifar10").parse_args(argv))

@@ -49,6 +49,7 @@ def load_tiny_imagenet(data_dir: Path, *, subset: bool = False) -> DataSet:
         train = _sorted_into_classes(root, "train", classes)
         annotated = _has_images(root / "val" / "images", root)
         val = _annotated(root, classes) if annotated else _sorted_into_classes(root, "val", classes)
+        names = _class_names(root, classes)
     except (OSError, RuntimeError) as error:               # no permission, links in circles
         cannot_read(root, error)
     whole = len(classes) == CLASSES and all(_counts_off(part, len(classes)) is None for part in (train, val))
@@ -66,7 +67,7 @@ def load_tiny_imagenet(data_dir: Path, *, subset: bool = False) -> DataSet:
     copies = sum(_format(path) == "PNG" for part in (train, val) for path in part.paths)
     if copies:
         source += f"; {copies} images are PNG copies"
-    return DataSet(NAME, splits[0], splits[1], len(classes), _class_names(root, classes), source)
+    return DataSet(NAME, splits[0], splits[1], len(classes), names, source)
 
 
 def _root(data_dir: Path) -> Path:

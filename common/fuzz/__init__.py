@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ def judge(target: Target, folder: Path) -> str:
     """"accepted", "refused", or what is wrong: another error (its traceback), a hang, a file written."""
     before = state(folder, target.may_write)
     try:
-        with limit(HANG_S), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with (limit(HANG_S), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()),
+              warnings.catch_warnings(action="ignore")):
             target.load(folder)
         verdict = "accepted"
     except UserError as error:

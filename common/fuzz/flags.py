@@ -16,21 +16,33 @@ WORDS = ("", "0", "1", "-1", "3", "8", "0.5", "8/255", "1/0", "/", "1e999", "nan
 FILE = "argv.json"
 
 
-def target(name: str, make: Callable[[], argparse.ArgumentParser], parse: Callable[[Sequence[str]], Any]) -> Target:
-    """parse(words) is the property; make() gives the parser whose flags are drawn."""
+def target(name: str, make: Callable[[], argparse.ArgumentParser], parse: Callable[[Sequence[str]], Any],
+           usual: Sequence[str] = ()) -> Target:
+    """parse(words) is the property; make() gives the parser whose flags are drawn; usual: what must be typed besides
+    the flags that the parser requires."""
     def mutate(random: Random, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps(words(random, make())))
+        (folder / FILE).write_text(json.dumps([*(usual if random.randrange(8) else ()), *words(random, make())]))
 
-    return Target(f"flags {name}", lambda folder: folder.joinpath(FILE).write_text("[]"), mutate,
-                  lambda folder: parse(json.loads((folder / FILE).read_text())))
+    def load(folder: Path) -> None:
+        parse(json.loads((folder / FILE).read_text()))
+
+    return Target(f"flags {name}", lambda folder: folder.joinpath(FILE).write_text(json.dumps(
+        [*usual, *required(make())])), mutate, load)
+
+
+def required(parser: argparse.ArgumentParser) -> list[str]:
+    """The flags and words that must be there, with a value each."""
+    found: list[str] = []
+    for action in parser._actions:
+        if action.required:
+            value = next(iter(action.choices)) if action.choices else "1"
+            found += [*action.option_strings[:1], *([str(value)] * (action.nargs if type(action.nargs) is int else 1))]
+    return found
 
 
 def words(random: Random, parser: argparse.ArgumentParser) -> list[str]:
     """A command line: the flags that must be there, up to four others with values of all kinds, and stray words."""
-    found: list[str] = []
-    for action in parser._actions:
-        if action.required and random.randrange(8):
-            found += [*action.option_strings[:1], str(random.choice([*(action.choices or ["x", "1"])]))]
+    found = required(parser) if random.randrange(8) else []
     for _ in range(random.randrange(1, 5)):
         action = random.choice(parser._actions)
         flag = random.choice([*action.option_strings, ""])
