@@ -30,7 +30,7 @@ OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {
     "data": {"source": _TEXT, "n_train": _COUNT, "n_test": _COUNT, "train_fingerprint": _TEXT, "extra": (dict,)},
 }
 PATHS = ("paper", "dataset", "run", "plan", "flags", "file")       # of which paths are made
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 LARGEST = 2 ** 53              # of counts: what floats, and other readers of JSON, hold exactly
 
 
