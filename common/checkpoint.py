@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.files import replacing, sha256_of, write_json
 from common.inputs import check_is_file
-from common.npz_files import UNREADABLE
+from common.npz_files import UNREADABLE, is_zip
 from common.pickle_files import check_tree, check_unzipped, check_zipped
 from common.safetensor_files import read_tensors
 from common.weight_names import Part, listed, misfit, pick_part, rename, strip_prefixes, why_unused
@@ -272,7 +272,7 @@ def _read(path: Path, map_location: torch.device | str, *, mmap: bool = False) -
     try:
         with open(path, "rb") as stream:
             start = stream.read(4)
-            zipped = start == b"PK\3\4" and zipfile.is_zipfile(stream)     # torch looks at the start only
+        zipped = start == b"PK\3\4" and is_zip(path)         # torch looks at the start only
         if not start:
             raise UserError(f"{path} is empty: fetch it or save it again")
         if zipped and (damaged := _damaged(path)):

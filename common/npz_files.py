@@ -40,6 +40,14 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def is_zip(path: Path) -> bool:
+    """Whether a file has the end of a zip file."""
+    try:
+        return zipfile.is_zipfile(path)
+    except UNREADABLE:         # an end that says it is one of several disks'
+        return False
+
+
 def check_archive(path: Path, archive: zipfile.ZipFile) -> None:
     """UserError for a zip file that is no honest npz: a bomb, or members whose names lead elsewhere."""
     infos, size = archive.infolist(), path.stat().st_size

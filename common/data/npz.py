@@ -1,7 +1,6 @@
 """Data sets in one npz file, and the checks that arrays from anywhere must pass to become splits."""
 
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from common.data.splits import DataSet, Split
 from common.errors import UserError
 from common.inputs import cannot_read, check_is_file
-from common.npz_files import read_arrays
+from common.npz_files import is_zip, read_arrays
 
 # More than any data set has: labels beyond are a mistake, and would make the network's last layer huge.
 MAX_CLASSES = 100_000
@@ -99,7 +98,7 @@ def check_is_npz(path: Path) -> None:
     if start != b"PK":
         raise UserError(f"{path} is {'empty' if not start else 'not an npz file'}: "
                         "write one with numpy.savez (data/README.md gives the layout)")
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         raise UserError(f"{path} is cut off, its end is missing: copy or download it again")
 
 

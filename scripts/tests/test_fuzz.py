@@ -8,7 +8,8 @@ import pytest
 from common.errors import UserError
 from common.fuzz import Target
 from common.tests.fuzzing import EXAMPLES, run
-from scripts import fuzz
+from rpat import sota_flags
+from scripts import evaluate, fuzz
 
 TARGETS = [target for target in fuzz.targets() if target.name.startswith(("flags", "tables", "original"))]
 
@@ -49,3 +50,10 @@ def test_the_command_counts_cases_and_keeps_what_breaks_a_reader(tmp_path, monke
 def test_a_target_that_there_is_not():
     with pytest.raises(UserError, match="--only nothing: no such target; there are npz, "):
         fuzz.main(["--only", "nothing"])
+
+
+def test_two_dashes_as_a_value():
+    """Found by fuzzing: argparse takes `--norm=--` for a flag without a value, and gives an empty list."""
+    for parser, flag in ((sota_flags.parser("ReBAT"), "--norm"), (evaluate.parser(), "--plan")):
+        with pytest.raises(UserError, match=f"argument {flag}: -- is no value"):
+            parser.parse_args([f"{flag}=--"])
