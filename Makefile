@@ -33,7 +33,8 @@ quoted = '$(subst ','\'',$(value $(1)))'
 BOARD_CIFAR10  := adarat/cifar10 dyart/cifar10 rpat/cifar10 rpat/cifar10-sotas experiments/cifar10
 BOARD_CIFAR100 := adarat/cifar100 rpat/cifar100 rpat/cifar100-sotas experiments/cifar100
 
-.PHONY: help setup quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report leaderboard clean-build \
+.PHONY: help setup quick test test-slow test-all lint fuzz bench bench-grow profile fast-vs-plain report leaderboard \
+        clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
         reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
@@ -107,6 +108,9 @@ test-all: test ## Run the fast tests, then the slow ones
 
 lint: $(READY) ## Check the style only
 	$(PYTHON) -m ruff check .
+
+fuzz: $(READY) ## Damage files and command lines for a minute: every reader refuses or accepts (ONLY="npz records": some)
+	$(PYTHON) -m scripts.fuzz $(if $(ONLY),--only $(ONLY))
 
 bench: $(READY) ## Measure every method against its original's way, in one run (ONLY="rpat pipeline": some)
 	$(PYTHON) -m scripts.bench $(if $(ONLY),--only $(ONLY))

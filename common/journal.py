@@ -58,7 +58,7 @@ class Journal:
             self._cut(0)
             return False
         state = checkpoint.load_tree(path, self.device)
-        if state.get("identity") != self.identity:
+        if not isinstance(state, dict) or state.get("identity") != self.identity:
             raise UserError(f"{path} belongs to another configuration: give this run another name (--run), "
                             "or move the old folder away")
         for name, part in self.parts.items():

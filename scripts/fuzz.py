@@ -73,11 +73,11 @@ def flags() -> list[Target]:
     from brainreg import flags as brainreg
     from dyart import evaluation as dyart_evaluation
     from dyart import flags as dyart
-    from experiments import flags as experiments
     from rpat import evaluation as rpat_evaluation
     from rpat import flags as rpat
     from rpat import sota_flags, sota_settings
 
+    experiments = importlib.import_module("experiments.flags")     # by name, as the tables find them
     found = [of_flags(name, module.parser, lambda argv, module=module: module.settings_of(module.parse(argv)), usual)
              for name, module, usual in (("dyart/train", dyart, ()), ("rpat/train", rpat, ("--data", "cifar10")),
                                          ("brainreg/train", brainreg, ()))]
