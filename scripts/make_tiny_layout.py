@@ -36,12 +36,15 @@ def wnids_of(spec: str, classes: int) -> list[str]:
     """The classes' folder names: those of the npz file's `wnids`, else n00000000 and on."""
     kind, _, path = spec.partition(":")
     if kind == "npz":
-        found = read_arrays(Path(path), "wnids".__eq__)
+        try:
+            found = read_arrays(Path(path), "wnids".__eq__)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: {error}: the file is damaged; copy or download it again") from error
         if "wnids" in found:
             names = [str(name) for name in found["wnids"].ravel()]
             if len(names) != classes or names != sorted(set(names)) or not all(map(SAFE_NAME.fullmatch, names)):
-                raise UserError(f"{path}: wnids are not {classes} different plain names in sorted order, as the labels "
-                                "of Tiny-ImageNet number them: mend or remove them")
+                raise UserError(f"{path}: wnids are not {classes} different names in sorted order, as the labels of "
+                                "Tiny-ImageNet number them, such as n01443537: mend or remove them")
             return names
     return [f"n{label:08}" for label in range(classes)]
 
