@@ -33,7 +33,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 BOARD_CIFAR10  := adarat/cifar10 dyart/cifar10 rpat/cifar10 rpat/cifar10-sotas brainreg/cifar10-rgb experiments/cifar10
 BOARD_CIFAR100 := adarat/cifar100 rpat/cifar100 rpat/cifar100-sotas brainreg/cifar100-rgb experiments/cifar100
 
-.PHONY: help setup download quick test test-slow test-all test-oldest lint bench bench-grow profile fast-vs-plain \
+.PHONY: help setup download quick test test-slow test-all test-oldest lint fuzz bench bench-grow profile fast-vs-plain \
         spread report leaderboard doctor clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
@@ -116,6 +116,9 @@ test-oldest: ## Run the fast tests on the oldest packages that are supported, in
 
 lint: $(READY) ## Check the style only
 	$(PYTHON) -m ruff check .
+
+fuzz: $(READY) ## Damage files and command lines for a minute: every reader refuses or accepts (ONLY="npz records": some)
+	$(PYTHON) -m scripts.fuzz $(if $(ONLY),--only $(ONLY))
 
 bench: $(READY) ## Measure every method against its original's way, in one run (ONLY="rpat pipeline": some)
 	$(PYTHON) -m scripts.bench $(if $(ONLY),--only $(ONLY))

@@ -6,7 +6,6 @@ similarity-matrices   images in the order of the first eigenvector of their pixe
 similarity-targets    the network's similarity of each pair against its pixels', before and after; a line: the target
 """
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from matplotlib.axes import Axes
 from brainreg.figures_style import Shown
 from common import plots
 from common.errors import UserError
+from common.npz_files import read_arrays
 from common.records import RunRecord
 
 FILE = "similarities.npz"
@@ -41,9 +41,9 @@ def similarities(run: RunRecord) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path) as stored:
-            arrays = {key: stored[key] for key in KEYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        stored = read_arrays(path)
+        arrays = {key: stored[key] for key in KEYS}
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not whole ({error}): restore it from git or train the run again",
                         code="E-RECORD") from error
     if len({array.shape for array in arrays.values()}) > 1 or arrays["pixel"].ndim != 2:

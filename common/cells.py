@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from common.evaluation.searches import preference
 from common.records import EvalRecord, RunRecord
 from common.stats import FORMULAS, Paired, combined, mean_sd, paired, wilson
@@ -15,6 +16,14 @@ from common.stats import FORMULAS, Paired, combined, mean_sd, paired, wilson
 PLACES = frozenset({"seed", "run", "name", "spec", "out", "data", "data_dir", "dataset_path", "device", "num_workers"})
 # Of a record's data: what makes two runs' images the same.
 IMAGES = ("name", "n_train", "train_fingerprint", "test_fingerprint")
+
+
+class Unlike(UserError, ValueError):
+    """Records that may not be put together.  The text names them."""
+
+    def __init__(self, text: str):
+        super().__init__(f"{text}: numbers of two protocols are never put together; move one of the folders out of the "
+                         "records, or give its runs a budget of their own", code="E-TWO-PROTOCOLS")
 
 
 class Shown:
@@ -83,7 +92,7 @@ def group(runs: Sequence[RunRecord], method: str, variant: str, per_seed: Sequen
                   key=lambda run: (run.run["seed"], run.name))
     seeds = [run.run["seed"] for run in mine]
     if len(set(seeds)) < len(seeds) or len({_training(run, per_seed) for run in mine}) > 1:
-        raise ValueError("one cell, two protocols (or one seed twice): " + ", ".join(str(run.folder) for run in mine))
+        raise Unlike("one cell, two protocols (or one seed twice): " + ", ".join(str(run.folder) for run in mine))
     return mine
 
 
@@ -107,7 +116,7 @@ def result_of(run: RunRecord, evaluator: str, plans: Sequence[str] = ()) -> tupl
     first = min((place for place, *_ in found), default=(0, 0))
     chosen = [(record, result) for place, record, result in found if place == first]
     if len(chosen) > 1:
-        raise ValueError(f"two plans judge {evaluator}: " + ", ".join(str(record.path) for record, _ in chosen))
+        raise Unlike(f"two plans judge {evaluator}: " + ", ".join(str(record.path) for record, _ in chosen))
     return chosen[0] if chosen else None
 
 
@@ -132,8 +141,8 @@ def cell(runs: Sequence[RunRecord], evaluator: str, plans: Sequence[str] = ()) -
     if not found:
         return None
     if len({judging(record, result) for _, record, result in found}) > 1:
-        raise ValueError(f"one cell ({evaluator}), two protocols: "
-                         + ", ".join(str(record.path) for _, record, _ in found))
+        raise Unlike(f"one cell ({evaluator}), two protocols: "
+                     + ", ".join(str(record.path) for _, record, _ in found))
     return Cell(seeds=tuple(run.run["seed"] for run, _, _ in found),
                 robust=tuple(result["robust"] for _, _, result in found), n=found[0][2]["n"],
                 records=tuple(short(record.path) for _, record, _ in found), result=found[0][2])
@@ -152,12 +161,12 @@ def together(runs: Sequence[RunRecord], first: str, second: str, plans: Sequence
             continue
         if len({(record.record["weights_sha256"], record.record["data"]["test_fingerprint"])
                 for record, _ in verdicts}) > 1:
-            raise ValueError(f"{first} and {second} of {run.name} are of other weights or images: "
-                             + ", ".join(str(record.path) for record, _ in verdicts))
+            raise Unlike(f"{first} and {second} of {run.name} are of other weights or images: "
+                         + ", ".join(str(record.path) for record, _ in verdicts))
         n = min(result["n"] for _, result in verdicts)
         images = [record.arrays["index"][:n].tolist() for record, _ in verdicts]
         if images[0] != images[1]:
-            raise ValueError(f"{first} and {second} of {run.name} were run on other images")
+            raise Unlike(f"{first} and {second} of {run.name} were run on other images")
         flags = [record.arrays[result["name"]][:n] for record, result in verdicts]
         found.append((run.run["seed"], paired(*flags), tuple(dict.fromkeys(short(record.path)
                                                                            for record, _ in verdicts))))
@@ -172,8 +181,8 @@ def combination(runs: Sequence[RunRecord], first: str, second: str, formula: str
         return None
     seeds, tables, records = zip(*found, strict=True)
     if len({table.n for table in tables}) > 1:
-        raise ValueError(f"{formula} of {first} and {second}: other numbers of images, in "
-                         + ", ".join(name for names in records for name in names))
+        raise Unlike(f"{formula} of {first} and {second}: other numbers of images, in "
+                     + ", ".join(name for names in records for name in names))
     return Combined(seeds, tables, tuple(name for names in records for name in names), formula)
 
 

@@ -9,6 +9,7 @@ import errno
 import pickletools
 import re
 import shutil
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import replacing, sha256_of, write_json
+from common.inputs import check_is_file
+from common.npz_files import UNREADABLE, is_zip
+from common.pickle_files import check_tree, check_unzipped, check_zipped
 from common.safetensor_files import read_tensors
 from common.signals import held
 from common.weight_names import Part, listed, misfit, pick_part, rename, strip_prefixes, why_unused
@@ -266,16 +270,20 @@ def _read(path: Path, map_location: torch.device | str, *, mmap: bool = False) -
 
     `mmap`: do not read what is not looked at; for callers that copy what they keep.
     """
+    check_is_file(path)
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
         with open(path, "rb") as stream:
-            zipped = zipfile.is_zipfile(stream)
-            if not zipped and stream.seek(0, 2) == 0:
-                raise UserError(f"{path} is empty: fetch it or save it again", code="E-CHECKPOINT-DAMAGED")
+            start = stream.read(4)
+        zipped = start == b"PK\3\4" and is_zip(path)         # torch looks at the start only
+        if not start:
+            raise UserError(f"{path} is empty: fetch it or save it again", code="E-CHECKPOINT-DAMAGED")
         if zipped and (damaged := _damaged(path)):
             raise UserError(f"{path} is damaged (the checksum of {damaged} fails): fetch it or save it again",
                             code="E-CHECKPOINT-DAMAGED")
+        if not zipped:
+            check_unzipped(path)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}", code="E-CHECKPOINT-MISSING") from error
     except OSError as error:
@@ -284,9 +292,10 @@ def _read(path: Path, map_location: torch.device | str, *, mmap: bool = False) -
         # Warnings of torch about odd files say less than the errors below.
         with torch.serialization.safe_globals(_plain_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap and zipped)
-    except MemoryError:
-        raise
+            tree = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap and zipped)
+    except MemoryError as error:
+        raise UserError(f"{path} asks for more memory than there is: it is damaged, or made for a larger machine",
+                        code="E-MEMORY") from error
     except Exception as error:  # a file that is no checkpoint makes the unpickler raise errors of every kind
         if (code := _code_in(path, error)) is not None:
             raise UserError(f"{path} holds code{code}, not only tensors: refused, and none of it was run; save the "
@@ -294,14 +303,17 @@ def _read(path: Path, map_location: torch.device | str, *, mmap: bool = False) -
         said = f" ({str(error).splitlines()[0][:120]})" if isinstance(error, RuntimeError) and str(error) else ""
         raise UserError(f"{path} is no checkpoint that torch can read: damaged, cut short or another kind of file"
                         f"{said}", code="E-CHECKPOINT-DAMAGED") from error
+    check_tree(path, tree)
+    return tree
 
 
 def _damaged(path: Path) -> str | None:
     """The first member of a zip file that differs from what was written; None if all are whole."""
     try:
         with zipfile.ZipFile(path) as archive:
+            check_zipped(path, archive)
             return archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except UNREADABLE as error:
         return f"its directory: {error}"
 
 
@@ -315,6 +327,6 @@ def _code_in(path: Path, error: Exception) -> str | None:
     try:
         with open(path, "rb") as stream:
             opcodes = {opcode.name for opcode, _, _ in pickletools.genops(stream)}
-    except ValueError:
+    except (ValueError, IndexError, OverflowError, struct.error):
         return None
     return " (a pickle that torch did not write)" if opcodes & CALLS else None

@@ -15,6 +15,7 @@ from common.errors import UserError, exit_cleanly
 from common.evaluation.plans import Plan, plan_sha256
 from common.files import sha256_of, write_json
 from common.flags import Parser
+from common.inputs import check_is_file
 from common.records import read_record
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def run_folder(text: str, why: str = "no run.json") -> Path:
 
     why: what a UserError says, where there is none.
     """
+    check_is_file(text)
     for base in (Path(text), ROOT / text):
         if (base / "run.json").is_file():
             return base

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from common.cells import Shown, cell, judging, result_of, short
+from common.cells import Shown, Unlike, cell, judging, result_of, short
 from common.records import RunRecord
 from common.stats import mean_sd
 
@@ -64,7 +64,7 @@ def per_image(run: RunRecord, evaluators: Sequence[str], plans: Sequence[str] = 
         return None
     images = {record.arrays["index"][:result["n"]].tobytes() for record, result in verdicts}
     if len(images) > 1:
-        raise ValueError(f"a mean of {run.name}, other images: " + ", ".join(evaluators))
+        raise Unlike(f"a mean of {run.name}, other images: " + ", ".join(evaluators))
     return np.mean([record.arrays[result["name"]] for record, result in verdicts], axis=0)
 
 
@@ -94,8 +94,8 @@ def measured(runs: Sequence[RunRecord], evaluators: Sequence[str], path: str, fa
     if not found:
         return None
     if len({tuple(judging(*one) for one in verdicts) for *_, verdicts in found}) > 1:
-        raise ValueError(f"one cell ({path} of {', '.join(evaluators)}), two protocols: "
-                         + ", ".join(str(verdicts[0][0].path) for *_, verdicts in found))
+        raise Unlike(f"one cell ({path} of {', '.join(evaluators)}), two protocols: "
+                     + ", ".join(str(verdicts[0][0].path) for *_, verdicts in found))
     return Measured(tuple(seed for seed, *_ in found), tuple(value for _, value, _ in found), found[0][2][0][1]["n"],
                     tuple(dict.fromkeys(short(record.path) for *_, verdicts in found for record, _ in verdicts)))
 
@@ -130,7 +130,7 @@ def difference(first: Sequence[RunRecord], second: Sequence[RunRecord], evaluato
         for evaluator in evaluators:
             told = [result_of(one, evaluator, plans) for one in pair]
             if len({judging(*one) for one in told}) > 1:
-                raise ValueError(f"one comparison, two protocols: {told[0][0].path}, {told[1][0].path}")
+                raise Unlike(f"one comparison, two protocols: {told[0][0].path}, {told[1][0].path}")
         found.append((run.run["seed"], shares[0] - shares[1]))
     if not found:
         return None

@@ -96,7 +96,7 @@ class Experiment:
     def _other(self) -> dict[str, Any] | None:
         """The run.json of another configuration that stands in the folder, or None."""
         path = self.folder / "run.json"
-        there = read_json(path) if path.exists() else None
+        there = records.read_record(path, "run") if path.exists() else None
         return None if there is None or there.get("config_sha256") == self.config_sha256 else there
 
     def _outdated(self, there: Mapping[str, Any]) -> bool:
@@ -189,7 +189,7 @@ class Experiment:
     def _command(self) -> str:
         """What began the run: a command that goes on with it need not say its flags."""
         path = self.folder / "run.json"
-        return read_json(path)["command"] if path.exists() else relative_command()
+        return records.read_record(path, "run")["command"] if path.exists() else relative_command()
 
     def close(self, trained: TrainRecord, engine: Engine, *, selected_on: str | None = None) -> None:
         """Write train.json: its presence says that training ended.  Others may then work in the folder."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.inputs import check_is_file, parse_json, read_text
 
 HOST = re.sub(r"[^A-Za-z0-9]+", "_", platform.node())[:40] or "host"
 LEFT = re.compile(r"\..+\.([A-Za-z0-9_]+)-([0-9]+)\.tmp")
@@ -117,9 +118,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; one that cannot be read is a UserError that names it."""
+    """Read a JSON file; one that cannot be read is a UserError that names it.  See `common.inputs.parse_json`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist", code="E-RECORD") from error
     except (OSError, ValueError) as error:
@@ -128,6 +129,7 @@ def read_json(path: Path) -> Any:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
+    check_is_file(path)
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

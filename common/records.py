@@ -8,7 +8,6 @@ where torch is not installed.
 import errno
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,68 +31,15 @@ from common.files import (
     write_json,
     write_text,
 )
-
-SCHEMA = 1
-_TEXT, _COUNT, _NUMBER = (str,), (int,), (int, float)
-_IDENTITY = {"schema": _COUNT, "paper": _TEXT, "dataset": _TEXT, "run": _TEXT}
-_OPTIONAL_TEXT = (str, type(None))
-FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
-    "run": {**_IDENTITY, "method": _TEXT, "variant": _TEXT, "budget": _TEXT, "seed": _COUNT, "config": (dict,),
-            "config_sha256": _TEXT, "spec_sha256": _OPTIONAL_TEXT, "quirks": (list,), "needs": (dict,),
-            "data": (dict,), "model": (dict,), "command": _TEXT},
-    "train": {**_IDENTITY, "spec_sha256": _OPTIONAL_TEXT, "config_sha256": _TEXT, "weights": (dict,),
-              "epochs": _COUNT, "steps": _COUNT, "seconds": _NUMBER, "selected_on": _OPTIONAL_TEXT,
-              "final": (dict,), "environment": (dict,)},
-    "eval": {**_IDENTITY, "plan": _TEXT, "spec_sha256": _OPTIONAL_TEXT, "plan_sha256": _TEXT, "checkpoint": _TEXT,
-             "weights_sha256": _TEXT, "data": (dict,), "seed": _COUNT, "results": (list,), "flags": _TEXT,
-             "flags_sha256": _TEXT, "environment": (dict,), "command": _TEXT},
-    "result": {"name": _TEXT, "kind": _TEXT, "norm": _OPTIONAL_TEXT, "eps": (int, float, type(None)),
-               "settings": (dict,), "robust": _COUNT, "n": _COUNT, "seconds": _NUMBER},
-    "weights": {"file": _TEXT, "sha256": _TEXT},
-    "data": {"name": _TEXT, "test_fingerprint": _TEXT},
-    "alarm": {"kind": _TEXT, "state": _TEXT, "epoch": _COUNT, "text": _TEXT},
-}
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def problems(kind: str, record: Any) -> list[str]:
-    """What is wrong with a record of this kind (a key of FIELDS), one line each; empty if it is whole."""
-    if not isinstance(record, Mapping):
-        return [f"{kind} is not an object"]
-    found = []
-    for key, types in FIELDS[kind].items():
-        if key not in record:
-            found.append(f"{key!r} is missing")
-        elif not isinstance(record[key], types) or (isinstance(record[key], bool) and bool not in types):
-            found.append(f"{key!r} is {record[key]!r}, not {' or '.join(t.__name__ for t in types)}")
-    if found:
-        return found
-    if record.get("schema", SCHEMA) != SCHEMA:
-        return [f"schema is {record['schema']}, this code reads {SCHEMA}"]
-    inner: list[tuple[str, Any]] = []
-    if kind == "train":
-        inner = [("weights", value) for value in record["weights"].values()]
-        alarms = record.get("alarms", [])                 # records from before there were alarms have none
-        if not isinstance(alarms, list):
-            return [f"'alarms' is {alarms!r}, not list"]
-        inner += [("alarm", value) for value in alarms]
-    elif kind == "run":
-        inner = [("data", record["data"])]
-    elif kind == "eval":
-        inner = [("data", record["data"]), *(("result", value) for value in record["results"])]
-    elif kind == "result":
-        counts = [record["robust"], *record.get("survivors", {}).values()]
-        if record["n"] < 1 or any(not 0 <= count <= record["n"] for count in counts):
-            found.append(f"result {record['name']!r} counts {counts} robust images of {record['n']}")
-        if not isinstance(record.get("values", {}), Mapping):
-            found.append(f"'values' of result {record['name']!r} is {record['values']!r}, not dict")
-    return found + [problem for name, value in inner for problem in problems(name, value)]
+from common.inputs import check_is_file, parse_json
+from common.npz_files import read_arrays
+from common.record_fields import SAFE_NAME, SCHEMA, problems
 
 
 def folder_of(results: Path, paper: str, dataset: str, run: str) -> Path:
     """results/<paper>/<dataset>/<run>; names that are not plain file names are a ValueError."""
     for name in (paper, dataset, run):
-        if not _SAFE_NAME.fullmatch(name):
+        if not SAFE_NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot name a folder of records: use letters, digits, '.', '_' and '-'")
     return Path(results) / paper / dataset / run
 
@@ -204,6 +150,7 @@ def read_metrics(path: Path, epochs: int | None = None) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
+    check_is_file(path)
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
@@ -211,11 +158,11 @@ def read_metrics(path: Path, epochs: int | None = None) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines[:epochs], start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line.decode())
         except ValueError as error:
             raise UserError(f"{path} line {number} is not JSON: restore the file or train the run again",
                             code="E-METRICS") from error
-        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+        if not isinstance(row, dict) or type(row.get("epoch")) is not int:
             raise UserError(f"{path} line {number} names no epoch: restore the file or train the run again",
                             code="E-METRICS")
         rows.append(row)
@@ -260,9 +207,25 @@ class EvalRecord:
         if sha256_of(path) != self.record["flags_sha256"]:
             raise UserError(f"{path} is not the file that {self.path.name} names: evaluate the run again",
                             code="E-FLAGS-FILE")
-        with np.load(path) as stored:
-            return {name: stored[name] for name in stored.files}
+        try:
+            arrays = read_arrays(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}): restore it from git or evaluate the run again",
+                            code="E-FLAGS-FILE") from error
+        self._check_arrays(path, arrays)
+        return arrays
 
+    def _check_arrays(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        """UserError unless there are the index and a verdict for each image of each result."""
+        index = arrays.get("index")
+        whole = index is not None and index.dtype.kind == "i" and index.ndim == 1
+        for name, result in self.results.items():
+            flags = arrays.get(name)
+            whole = (whole and flags is not None and flags.dtype == np.bool_ and flags.shape == (result["n"],)
+                     and len(index) >= result["n"])
+        if not whole:
+            raise UserError(f"{path} does not hold the verdicts that {self.path.name} counts: evaluate the run again",
+                            code="E-RECORD")
 
     def numbers(self, evaluator: str) -> dict[str, np.ndarray]:
         """What -> (n,): an evaluator's further numbers per image, such as the distances of a boundary attack."""

@@ -13,7 +13,7 @@ from common import reported as published
 from common.against import lines
 from common.alarms import summary
 from common.cells import Cell as Cell
-from common.cells import Combined, combination, judging, rank_of, short, stale
+from common.cells import Combined, Unlike, combination, judging, rank_of, short, stale
 from common.cells import cell as cell
 from common.cells import group as group
 from common.cells import result_of as result_of
@@ -231,7 +231,7 @@ def _comparison(first: Sequence[RunRecord], second: Sequence[RunRecord], evaluat
         flags = [record.arrays[evaluator] for record, _ in (found, against)]
         images = [record.arrays["index"][:result["n"]].tolist() for record, result in (found, against)]
         if judging(*found) != judging(*against) or images[0] != images[1]:
-            raise ValueError(f"one comparison, two protocols: {found[0].path}, {against[0].path}")
+            raise Unlike(f"one comparison, two protocols: {found[0].path}, {against[0].path}")
         tables.append(paired(*flags))
         seeds.append(run.run["seed"])
     if not tables:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from common.errors import UserError
+from common.inputs import check_is_file
 from common.runs import Column, Row, Table
 
 CLASSES = {"A": "the authors' own, or RobustBench", "B": "transcribed", "C": "quoted by another paper",
@@ -42,6 +43,7 @@ def read(path: Path) -> list[Reported]:
     """The rows in the order of the file; none if there is no file, a UserError if it is not such a file."""
     if not Path(path).exists():
         return []
+    check_is_file(path)
     needs = (f"needs the columns {', '.join(Reported.__dataclass_fields__)}, a source, and a source_class of "
              f"{', '.join(CLASSES)}")
     try:

@@ -33,7 +33,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return library.torch.load_file(path, device="cpu")
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {path}", code="E-CHECKPOINT-MISSING") from error
-    except (OSError, library.SafetensorError) as error:
+    except Exception as error:  # types that torch has not, beside the library's own errors
         raise UserError(f"{path} is no safetensors file, or damaged: {error}", code="E-CHECKPOINT-DAMAGED") from error
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from common import records
 from common.environment import portable
 from common.errors import UserError
-from common.files import read_json, sha256_of
+from common.files import sha256_of
 
 KINDS = ("best", "last")                     # of weights, the better known first
 
@@ -30,9 +30,9 @@ def with_weights(digest: str, folder: Path, weights: Path) -> SourceRun:
     # What stands beside the run is looked at first.
     beside = folder.resolve().parent.name
     for path in sorted(paper.glob("*/*/train.json"), key=lambda one: one.parents[1].name != beside):
-        named = read_json(path).get("weights", {})
+        named = records.read_record(path, "train")["weights"]
         for kind, entry in named.items():
-            if entry.get("sha256") == digest:
+            if entry["sha256"] == digest:
                 return of_run(path.parent, kept / path.parents[1].name / path.parent.name, kind)
     raise UserError(f"the gradients of a network are needed whose weights have the sha256 {digest[:12]}..., and no run "
                     f"in {portable(str(paper))} has them: it was trained again or moved away; take up another source",

@@ -7,7 +7,6 @@ boundary-speed-BASELINE  share of images whose boundary recedes and comes closer
 margins                  histogram of the margins at several moments, a panel per method
 """
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.axes import Axes
 
 from common import plots
 from common.errors import UserError
+from common.npz_files import read_arrays
 from common.records import RunRecord
 from dyart.figures_style import LABELS, Grouped, Key, seeds_of
 
@@ -62,10 +62,10 @@ def read_one(path: Path) -> Dynamics | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            found = Dynamics(stored["epoch"], stored["radius"], stored["speed"], stored["radius"].shape[-1],
-                             stored.get("speed_AT"))
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        stored = read_arrays(path)
+        found = Dynamics(stored["epoch"], stored["radius"], stored["speed"], stored["radius"].shape[-1],
+                         stored.get("speed_AT"))
+    except (OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it from git or train the run again",
                         code="E-RECORD") from error
     if found.epoch.ndim != 1 or not len(found.epoch) or any(

@@ -14,6 +14,7 @@ from common.environment import ROOT, portable
 from common.errors import UserError
 from common.files import read_json
 from common.flags import boolean, number
+from common.inputs import check_is_file
 from dyart.flags import our_model
 from dyart.settings import PROTOCOLS, Settings
 
@@ -42,6 +43,7 @@ def find(text: str, checkpoint: str | None, flags: Mapping[str, Any]) -> Checkpo
     checkpoint: best (default), last, test-best or N, of a folder.  flags: the training's flags, used where no args.txt
     stands beside a file.  None where the path is neither a file nor a folder of the original.
     """
+    check_is_file(text)
     for base in (Path(text), ROOT / text):
         if base.is_file():
             return described(base, flags)

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import importlib
 import inspect
-import json
 import os
 import shlex
 import shutil
@@ -26,8 +25,9 @@ from typing import Any
 
 from common.environment import processor, processors
 from common.errors import UserError, exit_cleanly
-from common.files import sha256_of, write_json, write_text
+from common.files import read_json, sha256_of, write_json, write_text
 from common.flags import Parser
+from common.record_fields import SAFE_NAME
 from common.runs import BUDGETS, Cost, Judgement, Run, check, eval_spec, numbers, spec_hashes, split, train_spec
 
 # Effective rates for float32 or bf16 training of the field's networks, where no record of this machine says better.
@@ -73,9 +73,10 @@ class Folders:
 
 def read_or_none(path: Path) -> dict[str, Any] | None:
     """A record, or None if there is none or it is broken: then the step is to do again."""
-    with contextlib.suppress(OSError, ValueError):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(record, dict):
+    with contextlib.suppress(UserError):
+        record = read_json(path)
+        weights = record.get("weights", {}) if isinstance(record, dict) else None
+        if isinstance(weights, dict) and all(isinstance(one, dict) for one in weights.values()):
             return record
     return None
 
@@ -122,7 +123,8 @@ def _why_eval(path: Path, plan: Judgement, sha: str, train: dict[str, Any] | Non
     trained = ((train or {}).get("weights") or {}).get(plan.checkpoint) or {}
     if record.get("weights_sha256") != trained.get("sha256"):
         return "it judged other weights"
-    flags = path.with_name(str(record.get("flags")))
+    name = str(record.get("flags"))
+    flags = path.with_name(name if SAFE_NAME.fullmatch(name) else "none")
     if not flags.is_file() or sha256_of(flags) != record.get("flags_sha256"):
         return "its flags are missing or of another evaluation"
     return ""

@@ -17,6 +17,8 @@ from common.environment import portable
 from common.errors import UserError, exit_cleanly
 from common.files import write_failure, write_text
 from common.flags import Parser
+from common.npz_files import read_arrays
+from common.record_fields import SAFE_NAME
 
 BOX = "0\t0\t63\t63"           # val_annotations.txt has a box after the class; the whole image here
 
@@ -34,13 +36,18 @@ def wnids_of(spec: str, classes: int) -> list[str]:
     """The classes' folder names: those of the npz file's `wnids`, else n00000000 and on."""
     kind, _, path = spec.partition(":")
     if kind == "npz":
-        with np.load(path, allow_pickle=False) as file:
-            if "wnids" in file.files:
-                names = [str(name) for name in file["wnids"]]
-                if len(names) != classes or names != sorted(set(names)):
-                    raise UserError(f"{path}: wnids are not {classes} different names in sorted order, as the labels "
-                                    "of Tiny-ImageNet number them: mend or remove them", code="E-TINY-IMAGENET")
-                return names
+        try:
+            found = read_arrays(Path(path), "wnids".__eq__)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: {error}: the file is damaged; copy or download it again",
+                            code="E-DATA-DAMAGED") from error
+        if "wnids" in found:
+            names = [str(name) for name in found["wnids"].ravel()]
+            if len(names) != classes or names != sorted(set(names)) or not all(map(SAFE_NAME.fullmatch, names)):
+                raise UserError(f"{path}: wnids are not {classes} different names in sorted order, as the labels of "
+                                "Tiny-ImageNet number them, such as n01443537: mend or remove them",
+                                code="E-TINY-IMAGENET")
+            return names
     return [f"n{label:08}" for label in range(classes)]
 
 

@@ -1,6 +1,7 @@
 """Data sets by name, as uint8 tensors: load("cifar10"), load("digits"), load("npz:PATH"), load("folder:PATH")."""
 
 import difflib
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ def load(spec: str, *, data_dir: Path = Path("data")) -> DataSet:
 def _suggestion(spec: str) -> str:
     if spec.endswith(".npz"):
         return f": did you mean npz:{spec}?"
-    if Path(spec).is_dir():
+    if os.path.isdir(spec):                  # False, not an error, for what can be no path
         return f": did you mean folder:{spec}?"
     plain = {name.replace("-", ""): name for name in NAMED}
     close = difflib.get_close_matches(spec.lower().replace("-", "").replace("_", ""), plain, n=1)

@@ -13,6 +13,8 @@ from common.data.grey import grey_images
 from common.data.unchanged import Seen
 from common.errors import UserError
 from common.files import sha256_of
+from common.inputs import check_is_file
+from common.npz_files import UNREADABLE, mapped_npy
 
 SEVERITIES = 5
 
@@ -57,10 +59,11 @@ class CorruptionFiles:
 
     def _open(self, name: str) -> np.ndarray:
         if name not in self._maps:
+            check_is_file(self.folder / f"{name}.npy")
             try:
                 self._seen[name] = Seen.now(self.folder / f"{name}.npy")
-                self._maps[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+                self._maps[name] = mapped_npy(self.folder / f"{name}.npy")
+            except UNREADABLE as error:
                 raise UserError(f"{self.folder}/{name}.npy cannot be read as an array ({error}): it is damaged or "
                                 f"half copied; unpack {self.name}.tar again", code="E-CORRUPTION-FILES") from error
         return self._maps[name]

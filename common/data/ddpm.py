@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from common.data.npz import UNREADABLE
 from common.data.npz_member import Member, mapped, names_in, open_members, pieces
 from common.data.splits import Split
 from common.data.unchanged import Seen, file_of
 from common.environment import ROOT
 from common.errors import UserError
+from common.inputs import check_is_file
+from common.npz_files import UNREADABLE, mapped_npy
 
 SPREAD = 2048                  # images per file that the fingerprint looks at
 MAX_NOTE = 4096                # bytes of a note in the file that are read
@@ -183,16 +184,14 @@ def _note(found: dict[str, Member]) -> str:
 
 def _chosen(path: Path, count: int) -> np.ndarray:
     """The positions (int64) that an index file names, of `count` images."""
+    check_is_file(path)
     try:
-        index = np.load(path, mmap_mode="r", allow_pickle=False)
+        index = mapped_npy(path)
     except FileNotFoundError as error:
         raise UserError(f"the index file {path} does not exist: check the path", code="E-INDEX-FILE") from error
-    except (*UNREADABLE, OverflowError) as error:
-        raise UserError(f"the index file {path} cannot be read: save a mask or positions with numpy.save",
-                        code="E-INDEX-FILE") from error
-    if not isinstance(index, np.ndarray):
-        raise UserError(f"the index file {path} is an npz file: save a mask or positions with numpy.save, as .npy",
-                        code="E-INDEX-FILE")
+    except UNREADABLE as error:
+        raise UserError(f"the index file {path} cannot be read: save a mask or positions with numpy.save, "
+                        "as .npy", code="E-INDEX-FILE") from error
     if index.ndim != 1 or index.dtype.kind not in "biu":
         raise UserError(f"the index file {path} is {index.dtype} of shape {index.shape}: give a mask, bool ({count},), "
                         "or a list of positions", code="E-INDEX-FILE")

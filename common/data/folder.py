@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from common.data import folder_cache
-from common.data.decode import in_parallel, opened
+from common.data.decode import check_pixels, in_parallel, opened
 from common.data.npz import slug
 from common.data.splits import DataSet, in_fixed_order
 from common.errors import UserError
+from common.inputs import cannot_read, check_memory, refuse_way_out
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp", ".gif"}
 GREY = {"1", "L", "LA"}
@@ -40,7 +41,10 @@ def load_folder(spec: str, *, data_dir: Path) -> DataSet:
     Raises UserError for anything that is missing or unreadable, naming the file.
     """
     root, size = _parsed(spec)
-    train, test, second = _scan(root)
+    try:
+        train, test, second = _scan(root)
+    except (OSError, RuntimeError) as error:               # no permission, a name too long, links in circles
+        cannot_read(root, error)
     parts = {"train": train, second: test}
     key = folder_cache.key([path for part in parts.values() for path in part.paths], root, f"size={size}")
     cache = Path(data_dir) / ".cache" / f"{slug(root.resolve().name)}-{key[:16]}.npz"
@@ -91,12 +95,15 @@ def _scan(root: Path) -> tuple[Part, Part, str]:
 
 def _part(root: Path, name: str) -> Part:
     inside = root.resolve()
-    _refuse_way_out(root / name, inside)
+    refuse_way_out(root / name, inside)
     folders = sorted((path for path in (root / name).iterdir() if not path.name.startswith(".") and path.is_dir()),
                      key=lambda path: path.name)
     if not folders:
         raise UserError(f"{root / name} has no class folder: put the images into {root / name}/CLASS/",
                         code="E-FOLDER-LAYOUT")
+    if odd := next((path.name for path in folders if not path.name.isprintable()), None):
+        raise UserError(f"{root / name} has a class folder named {odd!a}, which cannot be printed: rename it",
+                        code="E-FILE-NAME")
     paths: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
@@ -111,7 +118,7 @@ def _part(root: Path, name: str) -> Part:
 
 def _images_below(folder: Path, inside: Path, above: tuple[Path, ...]) -> list[Path]:
     """Image files in `folder` and below, sorted by name level by level."""
-    _refuse_way_out(folder, inside)
+    refuse_way_out(folder, inside)
     here = folder.resolve()
     if here in above:
         raise UserError(f"{folder} is a link to a folder that holds it: remove it", code="E-LINK")
@@ -129,21 +136,9 @@ def _images_below(folder: Path, inside: Path, above: tuple[Path, ...]) -> list[P
             files += _images_below(path, inside, (*above, here))
         elif path.suffix.lower() in ENDINGS:
             if entry.is_symlink():
-                _refuse_way_out(path, inside)
+                refuse_way_out(path, inside)
             files.append(path)
     return files
-
-
-def _refuse_way_out(path: Path, inside: Path) -> None:
-    """UserError if `path` is a link that leaves the data set's folder or leads nowhere."""
-    if not path.is_symlink():
-        return
-    target = path.resolve()
-    if not target.is_relative_to(inside):
-        raise UserError(f"{path} is a link out of the folder, to {target}, and is not followed: "
-                        "put a copy there instead", code="E-LINK")
-    if not target.exists():
-        raise UserError(f"{path} is a link to {target}, which does not exist: remove it", code="E-LINK")
 
 
 def _decoded(root: Path, parts: list[Part], size: int | None) -> list[np.ndarray]:
@@ -168,7 +163,10 @@ def _decoded(root: Path, parts: list[Part], size: int | None) -> list[np.ndarray
                                 code="E-IMAGE-SIZE")
     else:
         width = height = size
+        for path, (found, _) in zip(paths, headers, strict=True):
+            check_pixels(path, size * size * max(found) // max(1, min(found)))
     colour = any(mode not in GREY for _, mode in headers)
+    check_memory(len(paths) * (3 if colour else 1) * height * width, f"{root}, decoded,")
     out = np.empty((len(paths), 3 if colour else 1, height, width), np.uint8)
 
     def decode(position: int) -> None:

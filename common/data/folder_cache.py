@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.npz import UNREADABLE
 from common.errors import UserError
 from common.files import replacing
+from common.inputs import check_mode
+from common.npz_files import read_arrays
 
 VERSION = 1                    # raise when decoding changes
 
@@ -24,6 +25,7 @@ def key(paths: list[Path], root: Path, options: str) -> str:
         except OSError as error:
             raise UserError(f"cannot read the image {path} ({error.strerror or error}): "
                             "replace or remove it", code="E-READ") from error
+        check_mode(path, status.st_mode)
         lines.append(f"{path.relative_to(root).as_posix()!r} {status.st_size} {status.st_mtime_ns}\n")
     digest.update("".join(sorted(lines)).encode())
     return digest.hexdigest()
@@ -32,11 +34,11 @@ def key(paths: list[Path], root: Path, options: str) -> str:
 def read(path: Path, key: str, counts: list[int]) -> list[np.ndarray] | None:
     """uint8 (N,C,H,W) of each part; None if there is no file, or one that is torn, of another key, or misshapen."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["key"]) != key:
-                return None
-            parts = [file[f"images_{number}"] for number in range(len(counts))]
-    except UNREADABLE:
+        if str(read_arrays(path, "key".__eq__).get("key")) != key:
+            return None
+        arrays = read_arrays(path)
+        parts = [arrays[f"images_{number}"] for number in range(len(counts))]
+    except (OSError, ValueError, KeyError, UserError):
         return None            # decoding again mends every one of these
     for part, count in zip(parts, counts, strict=True):
         if part.dtype != np.uint8 or part.ndim != 4 or len(part) != count or part.shape[1:] != parts[0].shape[1:]:

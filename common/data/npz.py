@@ -1,9 +1,6 @@
 """Data sets in one npz file, and the checks that arrays from anywhere must pass to become splits."""
 
-import lzma
 import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +8,12 @@ import torch
 
 from common.data.splits import DataSet, Split
 from common.errors import UserError
+from common.inputs import cannot_read, check_is_file
+from common.npz_files import is_zip, read_arrays
 
 # More than any data set has: labels beyond are a mistake, and would make the network's last layer huge.
 MAX_CLASSES = 100_000
-UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, KeyError, SyntaxError,
-              zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+USED = re.compile(r"(train|test|val)_(images|labels|exact)|class_names")
 
 
 def slug(text: str) -> str:
@@ -88,6 +86,7 @@ def check_labels(split: Split, classes: int, where: str) -> None:
 
 def check_is_npz(path: Path) -> None:
     """UserError unless `path` is a zip file with its end; what is in it is not looked at."""
+    check_is_file(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder, not an npz file: use folder:{path} for a folder of images", code="E-NPZ")
     try:
@@ -97,34 +96,22 @@ def check_is_npz(path: Path) -> None:
         raise UserError(f"{path} does not exist: check the path (relative ones start at {Path.cwd()})",
                         code="E-DATA-MISSING") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}", code="E-READ") from error
+        cannot_read(path, error)
     if start != b"PK":
         raise UserError(f"{path} is {'empty' if not start else 'not an npz file'}: "
                         "write one with numpy.savez (data/README.md gives the layout)", code="E-NPZ")
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         raise UserError(f"{path} is cut off, its end is missing: copy or download it again", code="E-DATA-DAMAGED")
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of the file that matter to us, without ever unpickling."""
     check_is_npz(path)
-    arrays: dict[str, np.ndarray] = {}
-    key = "the list of arrays"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
-                used = re.fullmatch(r"(train|test|val)_(images|labels|exact)|class_names", key)
-                arrays[key] = file[key] if used else np.empty(0)
-                if not isinstance(arrays[key], np.ndarray):
-                    raise UserError(f"{path}: {key!r} is not a numpy array: write the file with numpy.savez",
-                                    code="E-NPZ")
-    except UNREADABLE as error:
-        if "allow_pickle" in str(error):
-            raise UserError(f"{path}: {key} holds Python objects, which are never loaded, for that could run code: "
-                            "save plain arrays of numbers (class_names: of strings)", code="E-NPZ-OBJECTS") from error
-        raise UserError(f"{path}: {key!r} cannot be read ({_reason(error)}): the file is damaged; "
-                        "copy or download it again", code="E-DATA-DAMAGED") from error
-    return arrays
+        return read_arrays(path, USED.fullmatch, present=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {_reason(error)}: the file is damaged; copy or download it again",
+                        code="E-DATA-DAMAGED") from error
 
 
 def _checked_images(images: np.ndarray, where: str) -> np.ndarray:

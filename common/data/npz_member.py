@@ -5,7 +5,6 @@ into a .npy beside other caches, and that is mapped.
 """
 
 import hashlib
-import math
 import shutil
 import struct
 import zipfile
@@ -17,9 +16,10 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from common.data.npz import UNREADABLE, check_is_npz, slug
+from common.data.npz import check_is_npz, slug
 from common.errors import UserError
 from common.files import replacing
+from common.npz_files import UNREADABLE, check_archive, header
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")      # of a zip file's member; its name and an extra field follow
 PIECE = 1 << 24                # bytes read at a time
@@ -42,7 +42,7 @@ class Member:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.info.file_size - self.begin
 
     @property
     def stored(self) -> bool:
@@ -56,6 +56,7 @@ def open_members(path: Path, keys: tuple[str, ...]) -> dict[str, Member]:
     check_is_npz(path)
     try:
         with zipfile.ZipFile(path) as archive:
+            check_archive(path, archive)
             entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             return {key: _member(path, key, entries[key], archive) for key in keys if key in entries}
     except UNREADABLE as error:
@@ -96,22 +97,11 @@ def pieces(member: Member, what: str) -> Iterator[np.ndarray]:
 
 
 def _member(path: Path, key: str, info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> Member:
-    with archive.open(info) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{key} has a header of version {version}")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-        begin = stream.tell()
-    if dtype.hasobject:
-        raise UserError(f"{path}: {key} holds Python objects, which are never loaded, for that could run code: "
-                        "save plain arrays of numbers", code="E-NPZ-OBJECTS")
+    shape, fortran, dtype, begin = header(path, key, info, archive)
     member = Member(path, key, shape, dtype, begin, info)
     if fortran and len(shape) > 1:
         raise UserError(f"{path}: {key} is saved in Fortran order: save numpy.ascontiguousarray({key})",
                         code="E-NPZ-SHAPE")
-    if min(shape, default=1) < 0 or begin + member.nbytes != info.file_size:
-        raise ValueError(f"{key} should have the shape {shape} but has {info.file_size - begin} bytes")
     if member.stored and _place(member) + member.nbytes > path.stat().st_size:
         raise EOFError(f"{key} ends beyond the file's end")
     return member

@@ -13,6 +13,7 @@ from common.data import folder_cache
 from common.data.decode import in_parallel, opened
 from common.data.splits import DataSet, in_fixed_order
 from common.errors import UserError
+from common.inputs import cannot_read, check_is_file, refuse_way_out
 
 NAME = "tiny-imagenet"
 FOLDERS = ("tiny-imagenet-200", "tiny-imagenet")       # looked for below the data folder, in this order
@@ -41,11 +42,16 @@ def load_tiny_imagenet(data_dir: Path, *, subset: bool = False) -> DataSet:
     200 classes with 500 training and 50 validation images each; subset=True takes a part of it, and `source` says how
     much there is.  Decoded arrays are cached in data_dir/.cache.  Raises UserError.
     """
-    root = _root(Path(data_dir))
-    classes = _classes(root, subset)
-    train = _sorted_into_classes(root, "train", classes)
-    annotated = _has_images(root / "val" / "images")
-    val = _annotated(root, classes) if annotated else _sorted_into_classes(root, "val", classes)
+    root = Path(data_dir)
+    try:
+        root = _root(root)
+        classes = _classes(root, subset)
+        train = _sorted_into_classes(root, "train", classes)
+        annotated = _has_images(root / "val" / "images", root)
+        val = _annotated(root, classes) if annotated else _sorted_into_classes(root, "val", classes)
+        names = _class_names(root, classes)
+    except (OSError, RuntimeError) as error:               # no permission, links in circles
+        cannot_read(root, error)
     whole = len(classes) == CLASSES and all(_counts_off(part, len(classes)) is None for part in (train, val))
     if not whole:
         _check_part(root, [train, val], classes, subset)
@@ -61,7 +67,7 @@ def load_tiny_imagenet(data_dir: Path, *, subset: bool = False) -> DataSet:
     copies = sum(_format(path) == "PNG" for part in (train, val) for path in part.paths)
     if copies:
         source += f"; {copies} images are PNG copies"
-    return DataSet(NAME, splits[0], splits[1], len(classes), _class_names(root, classes), source)
+    return DataSet(NAME, splits[0], splits[1], len(classes), names, source)
 
 
 def _root(data_dir: Path) -> Path:
@@ -81,12 +87,12 @@ def _root(data_dir: Path) -> Path:
 
 def _classes(root: Path, subset: bool) -> list[str]:
     """The sorted wnids of the training folders, which must be those of wnids.txt if that is there."""
-    classes = sorted(entry.name for entry in _entries(root / "train") if entry.is_dir())
+    classes = sorted(entry.name for entry in _entries(root / "train", root) if entry.is_dir())
     if not classes:
         raise UserError(f"{root / 'train'} has no class folder: remove {root} and fetch Tiny-ImageNet again",
                         code="E-TINY-IMAGENET")
     if (root / "wnids.txt").is_file():
-        listed = set(_lines(root / "wnids.txt"))
+        listed = set(_lines(root / "wnids.txt", root))
         strange = [name for name in classes if name not in listed]
         if strange:
             raise UserError(f"{root / 'train' / strange[0]} is no class of {root / 'wnids.txt'}: remove one of both",
@@ -100,7 +106,7 @@ def _classes(root: Path, subset: bool) -> list[str]:
 
 def _sorted_into_classes(root: Path, part: str, classes: list[str]) -> Part:
     """The images of PART/<wnid>/ and PART/<wnid>/images/."""
-    folders = sorted(entry.name for entry in _entries(root / part) if entry.is_dir() and entry.name != "images")
+    folders = sorted(entry.name for entry in _entries(root / part, root) if entry.is_dir() and entry.name != "images")
     if part == "val" and not folders:
         raise UserError(f"{root / part} has neither images/ nor class folders: {_mend(root)}", code="E-TINY-IMAGENET")
     strange = [name for name in folders if name not in classes]
@@ -108,7 +114,7 @@ def _sorted_into_classes(root: Path, part: str, classes: list[str]) -> Part:
         raise UserError(f"{root / part / strange[0]} is no class of {root / 'train'}: remove it",
                         code="E-TINY-IMAGENET")
     labels = {name: label for label, name in enumerate(classes)}
-    files = [(labels[name], path) for name in folders for path in _images(root / part / name)]
+    files = [(labels[name], path) for name in folders for path in _images(root / part / name, root)]
     return Part(part, [path for _, path in files], [label for label, _ in files])
 
 
@@ -119,9 +125,9 @@ def _annotated(root: Path, classes: list[str]) -> Part:
         raise UserError(f"{table} is missing, and without it the images in {folder} have no classes: {_mend(root)}",
                         code="E-TINY-IMAGENET")
     labels = {name: label for label, name in enumerate(classes)}
-    files = {path.name: path for path in _images(folder)}
+    files = {path.name: path for path in _images(folder, root)}
     found: dict[str, int] = {}
-    for number, line in enumerate(_lines(table), start=1):
+    for number, line in enumerate(_lines(table, root), start=1):
         name, *rest = line.split("\t")
         if not rest or not name or "/" in name:
             raise UserError(f"{table}, line {number}: {line[:60]!r} is not a file name, a tab, and a class: "
@@ -144,10 +150,10 @@ def _annotated(root: Path, classes: list[str]) -> Part:
     return Part("val", [files[name] for name in ordered], [found[name] for name in ordered])
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path, root: Path, *, deepest: bool = False) -> list[Path]:
     """Image files of `folder` and of its folder images/, each sorted by name; text and hidden files are left out."""
-    entries = _entries(folder)
-    deeper = [entry for entry in entries if entry.is_dir()]
+    entries = _entries(folder, root)
+    deeper = [] if deepest else [entry for entry in entries if entry.is_dir()]
     paths = []
     for entry in entries:
         ending = os.path.splitext(entry.name)[1].lower()
@@ -156,20 +162,26 @@ def _images(folder: Path) -> list[Path]:
         elif ending != ".txt" and (entry not in deeper or entry.name != "images"):
             raise UserError(f"{entry.path} is no JPEG and has no business here: remove it (PNG copies of images are "
                             "accepted as .png)", code="E-TINY-IMAGENET")
-    return paths + [path for entry in deeper for path in _images(Path(entry.path))]
+    return paths + [path for entry in deeper for path in _images(Path(entry.path), root, deepest=True)]
 
 
-def _has_images(folder: Path) -> bool:
-    return folder.is_dir() and any(os.path.splitext(entry.name)[1].lower() in FORMATS for entry in _entries(folder))
+def _has_images(folder: Path, root: Path) -> bool:
+    return folder.is_dir() and any(os.path.splitext(entry.name)[1].lower() in FORMATS
+                                   for entry in _entries(folder, root))
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
-    """What lies in `folder`, sorted by name; hidden files are left out."""
+def _entries(folder: Path, root: Path) -> list[os.DirEntry]:
+    """What lies in `folder`, sorted by name; hidden files are left out.  UserError for links out of `root`."""
+    refuse_way_out(folder, root.resolve())
     try:
         with os.scandir(folder) as listing:
-            return sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            found = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {error.strerror or error}", code="E-READ") from error
+    for entry in found:
+        if entry.is_symlink():
+            refuse_way_out(Path(entry.path), root.resolve())
+    return found
 
 
 def _counts_off(part: Part, classes: int) -> int | None:
@@ -206,7 +218,8 @@ def _pixels(root: Path, parts: list[Part], data_dir: Path) -> list[np.ndarray]:
     """uint8 (N,3,64,64) of each part, from the cache if nothing has changed."""
     paths = [path for part in parts for path in part.paths]
     # The order comes from val_annotations.txt, which may change while the files do not.
-    order = hashlib.sha256("\n".join(path.relative_to(root).as_posix() for path in paths).encode()).hexdigest()
+    order = hashlib.sha256("\n".join(path.relative_to(root).as_posix() for path in paths)
+                           .encode(errors="surrogateescape")).hexdigest()
     key = folder_cache.key(paths, root, f"{NAME} order={order}")
     cache = data_dir / ".cache" / f"{NAME}-{key[:16]}.npz"
     arrays = folder_cache.read(cache, key, [len(part.paths) for part in parts])
@@ -241,14 +254,16 @@ def _class_names(root: Path, classes: list[str]) -> tuple[str, ...]:
     """The words for each wnid, where words.txt has them."""
     words: dict[str, str] = {}
     if (root / "words.txt").is_file():
-        words = dict(line.split("\t", 1) for line in _lines(root / "words.txt") if "\t" in line)
+        words = dict(line.split("\t", 1) for line in _lines(root / "words.txt", root) if "\t" in line)
     return tuple(words.get(name, name) for name in classes)
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
+def _lines(path: Path, root: Path) -> list[str]:
+    """The lines of a text file below `root` that are not empty."""
+    refuse_way_out(path, root.resolve())
+    check_is_file(path)
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}", code="E-READ") from error
+        cannot_read(path, error)
     return [line for line in text.splitlines() if line.strip()]

@@ -7,11 +7,11 @@ fall; that the others withstand a stronger attack no receipt can prove.
 """
 
 import hashlib
-import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ from common.evaluation.judging import judged, weights_sha256
 from common.evaluation.kinds import CHANGED_KINDS
 from common.evaluation.plans import Plan, plan_sha256
 from common.files import remove, replacing, sha256_of_json
+from common.inputs import parse_json
+from common.npz_files import read_arrays
+from common.record_fields import problems
 
 if TYPE_CHECKING:
     from common.evaluation.harness import Result
@@ -112,18 +115,19 @@ def write_receipt(path: Path, *, keeper: Keeper, results: "Sequence[Result]", pl
 
 def read_receipt(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """meta and the arrays; UserError where it is no receipt, Changed where an array is not the one that meta names."""
+    path = Path(path)
     try:
-        content = Path(path).read_bytes()
+        arrays = read_arrays(path)
     except OSError as error:
         raise UserError(f"cannot read the receipt {path}: {error.strerror or error}", code="E-READ") from error
+    except ValueError as error:
+        if isinstance(error.__cause__, zipfile.BadZipFile | zlib.error):
+            raise Changed(f"{path} is damaged, or no receipt: {error.__cause__}") from error
+        raise UserError(f"{path} is no receipt of scripts/evaluate.py --receipt: {error}", code="E-RECEIPT") from error
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        meta = json.loads(str(arrays.pop("meta")))
-        named = meta["arrays"]
-    except zipfile.BadZipFile as error:
-        raise Changed(f"{path} is damaged, or no receipt: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        meta = parse_json(str(arrays.pop("meta")))
+        named = dict(meta["arrays"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no receipt of scripts/evaluate.py --receipt: {error}", code="E-RECEIPT") from error
     if meta.get("format") != FORMAT:
         raise UserError(f"{path} is a receipt of format {meta.get('format')}, this code reads {FORMAT}",
@@ -133,7 +137,38 @@ def read_receipt(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     for name, array in arrays.items():
         if digest(array) != named[name]:
             raise Changed(f"{path}: {name} is not what was written (its sha256 differs)")
+    if wrong := next(_wrong(meta, arrays), None):
+        raise UserError(f"{path} is no receipt of scripts/evaluate.py --receipt: {wrong}", code="E-RECEIPT")
     return meta, arrays
+
+
+def _wrong(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """What a receipt whose hashes are right says or lacks all the same, so that it cannot be judged."""
+    weights, model, evaluators = meta.get("weights"), meta.get("model"), meta.get("evaluators")
+    if not isinstance(model, Mapping) or not isinstance(model.get("builder", model.get("name")), str):
+        yield "it names no network"
+    if not isinstance(weights, Mapping) or not all(
+            weights.get(key, "") is None or isinstance(weights.get(key, 0), str) for key in ("file", "part", "sha256")):
+        yield "it names no weights"
+    clean, labels = arrays.get("clean"), arrays.get("labels")
+    if clean is None or labels is None or clean.ndim != 4 or clean.dtype != np.uint8 or labels.dtype != np.int64 \
+            or labels.shape != clean.shape[:1] or not clean.size:
+        yield "it holds no clean images with their labels"
+        return
+    if not isinstance(evaluators, list):
+        yield "it names no evaluators"
+        return
+    for each in evaluators:
+        if found := problems("result", {"settings": {}, "seconds": 0, **each} if isinstance(each, Mapping) else each):
+            yield found[0]
+            return
+        n, eps, name = each["n"], each["eps"], each["name"]
+        flags, images = arrays.get(f"flags/{name}"), arrays.get(f"adversarial/{name}")
+        if flags is None or flags.ndim != 1 or flags.dtype != np.bool_ or n > len(clean):
+            yield f"the flags of {name} are not there"
+        if images is not None and (images.dtype != np.float32 or each["norm"] not in ("linf", "l2", "l1")
+                                   or eps is None or eps < 0):
+            yield f"the adversarial images of {name} have no ball"
 
 
 def check_counts(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

@@ -14,6 +14,7 @@ from common.commands import run_folder
 from common.environment import ROOT
 from common.errors import UserError
 from common.flags import count, number
+from common.inputs import check_is_file
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 SUFFIXES = (".pt", ".pth", ".tar", ".ckpt", ".safetensors")
@@ -40,6 +41,7 @@ def find(text: str, checkpoint: str | None = None) -> Subject:
 
     checkpoint: which weights of a run (None: the last).  UserError for what is nothing of the kind.
     """
+    check_is_file(text)
     path = Path(text)
     if path.is_file() or path.suffix in SUFFIXES:
         if not path.is_file():

@@ -221,7 +221,7 @@ def test_index_files_that_are_none(tmp_path):
     refused("does not exist", tmp_path / "a.npz", index=tmp_path / "no.npy")
     refused("text.npy cannot be read", tmp_path / "a.npz", index=tmp_path / "text.npy")
     refused("huge.npy cannot be read", tmp_path / "a.npz", index=tmp_path / "huge.npy")
-    refused("is an npz file", tmp_path / "a.npz", index=tmp_path / "a.npz")
+    refused("with numpy.save, as .npy", tmp_path / "a.npz", index=tmp_path / "a.npz")
 
 
 def headed(shape: tuple[int, ...], descr: str, content: bytes = b"\0" * 240) -> bytes:

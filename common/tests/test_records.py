@@ -12,6 +12,7 @@ from common import environment as surroundings
 from common import records
 from common.environment import ROOT, environment, portable, relative_command
 from common.errors import UserError
+from common.record_fields import FIELDS
 from common.tests.fabricate import DATA, MADE, fabricate, result
 
 
@@ -62,7 +63,7 @@ def test_a_record_cut_short_is_named(tmp_path, text):
 
 def test_a_record_that_is_not_whole_is_never_written(tmp_path):
     with pytest.raises(ValueError, match="'seed' is missing"):
-        records.write_run(tmp_path, {"paper": "adarat"} | {key: "" for key in records.FIELDS["run"] if key != "seed"}
+        records.write_run(tmp_path, {"paper": "adarat"} | {key: "" for key in FIELDS["run"] if key != "seed"}
                           | {"schema": 1, "config": {}, "quirks": [], "needs": {}, "data": {}, "model": {}})
     assert list(tmp_path.iterdir()) == []
 
