@@ -76,6 +76,7 @@ def run_folder(text: str, why: str = "no run.json") -> Path:
 
 def why_none(text: str, theirs: str) -> str:
     """Why a folder is no run of ours; theirs: a file by which one of the original repository is known, or nothing."""
+    check_is_file(text)
     original = theirs and any((base / theirs).exists() for base in (Path(text), ROOT / text))
     return "it is a folder of the original repository, whose optimiser state is not read" if original else "no run.json"
 

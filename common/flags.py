@@ -27,11 +27,15 @@ class Parser(argparse.ArgumentParser):
         code = code or ("E-FLAG-MISSING" if message.startswith("the following arguments are") else "E-FLAG-VALUE")
         raise UserError(f"{message} (see {self.prog} --help)", code=code)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None
+                         ) -> tuple[argparse.Namespace, list[str]]:
         for word in sys.argv[1:] if args is None else args:
             flag, equals, value = word.partition("=")
             if equals and value == "--" and flag in self._option_string_actions:
                 self.error(f"argument {flag}: -- is no value")           # argparse would take it for none at all
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             known = [option for action in self._actions for option in action.option_strings]

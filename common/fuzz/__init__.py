@@ -44,7 +44,8 @@ def prepare(target: Target, valid: Path, folder: Path, random: Random | None) ->
         target.make(valid)
     shutil.copytree(valid, folder, symlinks=True)
     if random is not None:
-        target.mutate(random, folder)
+        with warnings.catch_warnings(action="ignore"):         # of two members of one name, which is the point
+            target.mutate(random, folder)
 
 
 def judge(target: Target, folder: Path) -> str:

@@ -8,6 +8,7 @@ import pytest
 from common.errors import UserError
 from common.fuzz import Target
 from common.tests.fuzzing import EXAMPLES, run
+from rpat import flags as rpat_flags
 from rpat import sota_flags
 from scripts import evaluate, fuzz
 
@@ -57,3 +58,13 @@ def test_two_dashes_as_a_value():
     for parser, flag in ((sota_flags.parser("ReBAT"), "--norm"), (evaluate.parser(), "--plan")):
         with pytest.raises(UserError, match=f"argument {flag}: -- is no value"):
             parser.parse_args([f"{flag}=--"])
+    with pytest.raises(UserError, match="argument --resume_path: -- is no value"):
+        rpat_flags.parse(["--resume_path=--"])
+
+
+def test_a_run_to_resume_whose_name_is_longer_than_any_path():
+    """Found by fuzzing: the system's error for such a path came through."""
+    for words in (["--resume_path", "x" * 5000], ["--resume_path", "x" * 300 + "/y"]):
+        with pytest.raises(UserError, match="cannot read 'xxx") as caught:
+            rpat_flags.parse(words)
+        assert caught.value.code == "E-CANNOT-READ"
