@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,14 +95,14 @@ def longest_file(size: int) -> dict[str, Any]:
 
 @contextmanager
 def changed(path: Path) -> Iterator[None]:
-    """A byte within the file's largest array is another one; the file is as it was, dates too, afterwards."""
+    """The first and the last number of the file's largest array are others; afterwards the file is as it was."""
     import numpy as np
 
     kept, status = path.read_bytes(), path.stat()
     with np.load(path) as file:
         arrays = dict(file)
     largest = max(arrays.values(), key=lambda array: array.nbytes)
-    largest.flat[0] ^= 255
+    largest.flat[[0, -1]] ^= 255
     np.savez(path, **arrays)
     try:
         yield
@@ -178,9 +178,9 @@ def meet(whole: Whole, place: Path) -> tuple[Sitting, list[str]]:
 
 
 def all_faults(*, training: Whole, evaluation: Whole, cache: Whole, tables: Whole, data: str, root: Path,
-               stop: float) -> list[dict[str, Any]]:
-    """Every fault, in JSON; none begins after `stop` (time.monotonic).  data: the file in the training's place that it
-    is trained on.
+               stop: float, only: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Every fault (or those of these names), in JSON; none begins after `stop` (time.monotonic).  data: the file in the
+    training's place that it is trained on.
     """
     short = longest_file(6000)
     faults: dict[str, tuple[Whole, Callable[[Path], tuple[Sitting, list[str]]]]] = {
@@ -198,6 +198,8 @@ def all_faults(*, training: Whole, evaluation: Whole, cache: Whole, tables: Whol
     for number, (name, (whole, make)) in enumerate(faults.items()):
         if time.monotonic() > stop:
             break
+        if only and name not in only:
+            continue
         entry: dict[str, Any] = {"fault": name, "kind": whole.job.kind, "skipped": None, "losses": []}
         try:
             met, lost = make(root / f"fault-{number}")

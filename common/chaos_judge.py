@@ -12,15 +12,15 @@ from common.chaos import files_of
 from common.errors import UserError
 from common.files import sha256_of
 
-# Not of the work done, but of the clock.
-OF_THE_CLOCK = ("seconds", "images_per_second", "started")
+# Not of the work done, but of the clock, and of the checkout, which somebody may edit meanwhile.
+OF_THE_MOMENT = ("seconds", "images_per_second", "started", "commit", "dirty")
 GOES_ON = "resume.pt"                # says how long the sittings took, and is read by nobody once training ended
 
 
 def timeless(value: Any) -> Any:
-    """JSON without what the clock says, at any depth."""
+    """JSON without what the clock and the checkout say, at any depth."""
     if isinstance(value, dict):
-        return {key: timeless(inner) for key, inner in value.items() if key not in OF_THE_CLOCK}
+        return {key: timeless(inner) for key, inner in value.items() if key not in OF_THE_MOMENT}
     return [timeless(inner) for inner in value] if isinstance(value, list) else value
 
 

@@ -49,6 +49,7 @@ TRAININGS = {
 PICTURES, EXTRA = 2000, 1_000_000              # images of the folder; of the compressed npz, 64 MB unpacked
 KINDS = (*TRAININGS, "evaluation", "cache-folder", "cache-npz", "tables", "leaderboard", "make")
 FAULTS = "faults"
+KILLING = 0.65                                 # share of the time that is for kills where faults are to come
 
 
 def python(words: str, *more: str) -> tuple[str, ...]:
@@ -224,12 +225,14 @@ def main(argv: list[str] | None = None) -> int:
     root = args.work or Path(tempfile.mkdtemp(prefix="chaos-"))
     bench, draw, found, hits = Bench(root.resolve()), random.Random(args.seed), [], 0
     kinds = [kind for kind in KINDS if kind in args.only]
+    stop = began + args.seconds
+    stop_kills = stop if FAULTS not in args.only else began + KILLING * args.seconds
     shares = shared_out(args.kills, draw.sample(kinds, len(kinds))) if kinds else {}
     for kind in kinds:
-        if shares[kind] and time.monotonic() < began + args.seconds:
-            found.append(torment(bench, kind, shares[kind], draw, hits % 2, began + args.seconds))
+        if shares[kind] and time.monotonic() < stop_kills:
+            found.append(torment(bench, kind, shares[kind], draw, hits % 2, stop_kills))
             hits += len(found[-1]["kills"])
-    faults = bench.faults(began + args.seconds) if FAULTS in args.only else []
+    faults = bench.faults(stop) if FAULTS in args.only else []
     lost = sum(len(one["losses"]) for one in (*found, *faults))
     terms = [kill["ending_seconds"] for one in found for kill in one["kills"] if kill["signal"] == "SIGTERM"]
     record = {"seed": args.seed, "asked": sum(shares.values()), "kills": hits, "jobs": found, "faults": faults,
