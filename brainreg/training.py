@@ -31,6 +31,7 @@ from common.data import Batches, DataSet, Split, hold_out
 from common.engine import Engine
 from common.errors import UserError
 from common.experiment import RESULTS, WEIGHTS, Experiment, build_network
+from common.files import remove
 from common.fit import SGD, TrainRecord, fit
 from common.seeds import fold
 
@@ -128,6 +129,7 @@ def train_anew(settings: Settings, args: argparse.Namespace, experiment: Experim
     network = make_network(settings, experiment.config["model"], data.image_shape)
     batches = make_batches(settings, training.to(engine.device), chosen, engine)
     if args.ignore_existing and group.current().leads:          # the others wait for it in `open`
+        experiment.claim()
         clear(experiment)
     experiment.open(network)
     said = "no regularisation"
@@ -194,7 +196,5 @@ def make_network(settings: Settings, model: dict[str, Any], shape: tuple[int, in
 
 def clear(experiment: Experiment) -> None:
     """Take away what would let a run count as done, or be gone on with: --ignore_existing trains it again."""
-    stale = [*experiment.folder.glob("train.json"), *experiment.folder.glob("eval-*.json"),
-             *experiment.folder.glob("flags-*.npz"), *experiment.weights.glob("*.pt")]
-    for path in stale:
-        path.unlink()
+    remove(*experiment.folder.glob("train.json"), *experiment.folder.glob("eval-*.json"),
+           *experiment.folder.glob("flags-*.npz"), *experiment.weights.glob("*.pt"))

@@ -6,6 +6,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,7 @@ def judge_file(file: Path | None, *, model: Mapping[str, Any], told: str, plan: 
     of a file that holds several networks.  receipt: see `common.experiment.judge`.  allow, stored, batch_size: see
     `common.evaluation.evaluate`.
     """
-    from common import group
+    from common import group, locks
     from common.checkpoint import load_weights
     from common.evaluation import evaluate, forget, result_json, weights_sha256
     from common.evaluation.receipts import Keeper, key_of, write_receipt
@@ -152,9 +153,12 @@ def judge_file(file: Path | None, *, model: Mapping[str, Any], told: str, plan: 
     loaded = portable(str(load_weights(network, file, part=part))) if file else "weights of its own"
     shown = model.get("builder") or f"{model['name']}, {model['classes']} classes"
     print(f"{loaded}\n{shown}, as said by {told}")
-    with tempfile.TemporaryDirectory() as passing:
+    with ExitStack() as stack:
+        passing = stack.enter_context(tempfile.TemporaryDirectory())
         # Beside `out` an interrupted evaluation leaves what it has done, and goes on from there.
         work = Path(passing) if out is None else out.parent
+        if group.current().leads:
+            stack.enter_context(locks.locked(work / f".{plan.name}.lock", f"the evaluation by {plan.name} in {work}"))
         state = weights_sha256(network)
         keeper = Keeper(work, key_of(plan, state, test.fingerprint, seed)) if receipt else None
         results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device, work=work,

@@ -5,7 +5,8 @@ Of several processes (common.group) rank 0 writes and decides; all must see the 
 """
 
 import importlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from common import group, models, records
+from common import group, locks, models, records
 from common.checkpoint import load_weights
 from common.data import DataSet, Split, hold_out, load
 from common.data.corruption_files import CorruptionFiles
@@ -24,7 +25,7 @@ from common.errors import UserError
 from common.evaluation import Plan, evaluate, forget, plan_sha256, result_json, stored, summaries
 from common.evaluation.kinds import TRANSFERRED
 from common.evaluation.receipts import Keeper, key_of, write_receipt
-from common.files import read_json, sha256_of
+from common.files import read_json, sha256_of, sweep, write_failure
 from common.fit import TrainRecord
 from common.source_runs import with_weights
 
@@ -102,8 +103,11 @@ class Experiment:
         # The records last: a kill in between leaves run.json, so that the next call goes on with the move.
         for old, target in ((self.weights, attic / "weights"), (self.folder, attic / "records")):
             if old.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                old.rename(target)
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    old.rename(target)
+                except OSError as error:
+                    raise write_failure(target, error) from error
         print(f"{self.run}: its plan has changed; the older records and weights are in {portable(str(attic))}")
 
     def finished(self) -> bool:
@@ -129,8 +133,15 @@ class Experiment:
             if self.spec is not None and record["spec_sha256"] != self.spec:
                 write(self.folder, {**record, "spec_sha256": self.spec})
 
+    def claim(self) -> None:
+        """Keep every other process from training or evaluating this run until `close`; UserError (E-BUSY) where one
+        is at it."""
+        if group.current().leads:
+            locks.take(lock_of(self.weights), portable(str(self.weights)))
+
     def open(self, network: nn.Module) -> None:
-        """Write run.json, which says what is to be trained; UserError if the folder holds another run."""
+        """Claim the run and write run.json, which says what is to be trained; UserError if the folder holds another
+        run, or another process works in it."""
         begin()
         crew = group.current()
         if crew.leads:
@@ -139,6 +150,10 @@ class Experiment:
 
     def _open(self, network: nn.Module) -> None:
         self.check_free()
+        self.claim()
+        self.check_free()                # another process may have been faster
+        for folder in (self.folder, self.weights):
+            sweep(folder)
         if (there := self._other()) is not None:
             self._retire(there)
         parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -154,10 +169,11 @@ class Experiment:
         return read_json(path)["command"] if path.exists() else relative_command()
 
     def close(self, trained: TrainRecord, engine: Engine, *, selected_on: str | None = None) -> None:
-        """Write train.json: its presence says that training ended."""
+        """Write train.json: its presence says that training ended.  Others may then work in the folder."""
         crew = group.current()
         if crew.leads:
             self._close(trained, engine, selected_on)
+            locks.free(lock_of(self.weights))
         crew.barrier()
 
     def _close(self, trained: TrainRecord, engine: Engine, selected_on: str | None) -> None:
@@ -172,6 +188,23 @@ class Experiment:
     @property
     def identity(self) -> dict[str, Any]:
         return {"paper": self.paper, "dataset": self.dataset, "run": self.run}
+
+
+def lock_of(weights: Path, plan: Plan | None = None) -> Path:
+    """The lock of the run whose weights are in the folder, or of its evaluation by a plan."""
+    return weights.with_name(f".{weights.name}{f'.{plan.name}' if plan else ''}.lock")
+
+
+@contextmanager
+def evaluating(weights: Path, plan: Plan) -> Iterator[None]:
+    """Within the block nobody trains the run with these weights or evaluates it by the plan; UserError (E-BUSY) where
+    another process does.  Evaluations by other plans go on side by side."""
+    shown = portable(str(weights))
+    with ExitStack() as stack:
+        if group.current().leads:
+            stack.enter_context(locks.locked(lock_of(weights), shown, shared=True))
+            stack.enter_context(locks.locked(lock_of(weights, plan), f"the evaluation of {shown} by {plan.name}"))
+        yield
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -216,9 +249,11 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     An interrupted evaluation goes on where it was.  Several processes share out the chunks of images.
     corrupted: the files of a plan of kind corruption-file.
     sources: networks of the plan's evaluators of kind transferred-fgsm; None: those of the runs that have the weights.
+    One plan of a run is evaluated by one job at a time; other plans may be by others.
     allow: codes of the preflight that do not refuse here; the record names them.  receipt: write the adversarial images
     there (common.evaluation.receipts).
-    UserErrors: no such run or checkpoint, weights that are not the recorded ones, a class count that does not fit.
+    UserErrors: no such run or checkpoint, weights that are not the recorded ones, a class count that does not fit, a
+    run that another job trains or evaluates by this plan (E-BUSY).
     """
     begin()
     crew = group.current()
@@ -237,33 +272,44 @@ def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping
     if digest != entry["sha256"]:
         raise UserError(f"{portable(str(path))} is not the file that train.json names: train the run again")
     measured = {"plan_sha256": plan_sha256(plan), "weights_sha256": digest, "seed": seed, "checkpoint": checkpoint}
-    known = crew.from_first(already_judged(folder, plan, measured, data))
-    if known is not None and (receipt is None or crew.from_first(receipt.exists())):
-        return with_spec(known, spec if crew.leads else None)
-    network = build_network(run["config"]["model"])
-    load_weights(network, path)
-    keeper = Keeper(weights / "evaluations", key_of(plan, digest, test.fingerprint, seed)) if receipt else None
-    results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device,
-                       work=weights / "evaluations", batch_size=batch_size, corrupted=corrupted,
-                       sources=source_networks(plan, folder, weights) if sources is None else sources, allow=allow,
-                       stored=stored.of_run(folder, run, digest, data), keeper=keeper)
-    described = engine.describe()
-    if crew.leads:
-        longest = max(len(result.flags) for result in results)
-        records.write_eval(folder, {
-            "paper": run["paper"], "dataset": run["dataset"], "run": run["run"], "plan": plan.name, "spec_sha256": spec,
-            **measured, "data": dict(data), "chunk": plan.chunk, "changed_images": plan.test_crop or plan.half_inputs,
-            **({"allowed": sorted(allow)} if allow else {}), "results": [result_json(result) for result in results],
-            "environment": environment(described["device_name"], "fp32", described["torch_threads"]),
-            "command": relative_command()},
-            flags={result.name: result.flags for result in results}, index=np.arange(longest, dtype=np.int64),
-            arrays={result.name: result.arrays for result in results})
-        if receipt is not None:
-            write_receipt(receipt, keeper=keeper, results=results, plan=plan, split=test, network=network, said={
-                "model": run["config"]["model"], "weights": {"file": str(path), "sha256": digest, "part": None},
-                "data": dict(data), "seed": seed}, device=described["device_name"], threads=described["torch_threads"])
-    crew.barrier()
-    forget(weights / "evaluations", plan)
+
+    def known() -> Path | None:
+        """The record that is there already, and no receipt is missing."""
+        there = crew.from_first(already_judged(folder, plan, measured, data))
+        return there if receipt is None or crew.from_first(receipt.exists()) else None
+
+    with ExitStack() as stack:
+        if (there := known()) is None:
+            stack.enter_context(evaluating(weights, plan))
+            there = known()                                    # another process may just have ended with it
+        if there is not None:
+            return with_spec(there, spec if crew.leads else None)
+        network = build_network(run["config"]["model"])
+        load_weights(network, path)
+        keeper = Keeper(weights / "evaluations", key_of(plan, digest, test.fingerprint, seed)) if receipt else None
+        results = evaluate(engine.place(network), test, plan, seed=seed, device=engine.device,
+                           work=weights / "evaluations", batch_size=batch_size, corrupted=corrupted,
+                           sources=source_networks(plan, folder, weights) if sources is None else sources, allow=allow,
+                           stored=stored.of_run(folder, run, digest, data), keeper=keeper)
+        described = engine.describe()
+        if crew.leads:
+            longest = max(len(result.flags) for result in results)
+            records.write_eval(folder, {
+                "paper": run["paper"], "dataset": run["dataset"], "run": run["run"], "plan": plan.name,
+                "spec_sha256": spec, **measured, "data": dict(data), "chunk": plan.chunk,
+                "changed_images": plan.test_crop or plan.half_inputs,
+                **({"allowed": sorted(allow)} if allow else {}), "results": [result_json(result) for result in results],
+                "environment": environment(described["device_name"], "fp32", described["torch_threads"]),
+                "command": relative_command()},
+                flags={result.name: result.flags for result in results}, index=np.arange(longest, dtype=np.int64),
+                arrays={result.name: result.arrays for result in results})
+            if receipt is not None:
+                write_receipt(receipt, keeper=keeper, results=results, plan=plan, split=test, network=network, said={
+                    "model": run["config"]["model"], "weights": {"file": str(path), "sha256": digest, "part": None},
+                    "data": dict(data), "seed": seed},
+                    device=described["device_name"], threads=described["torch_threads"])
+        crew.barrier()
+        forget(weights / "evaluations", plan)
     return eval_path(folder, plan)
 
 

@@ -1,9 +1,16 @@
-"""Files that are whole or absent: written to a temporary name beside the target, flushed, renamed."""
+"""Files that are whole or absent: written to a temporary name beside the target, flushed, renamed.
+
+A temporary file is called .NAME.HOST-PID.tmp.  What a killed process left is removed when its folder is next written
+to: on the same machine once no such process is there, else after a week.
+"""
 
 import errno
 import hashlib
 import json
 import os
+import platform
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,27 +18,77 @@ from typing import Any
 
 from common.errors import UserError
 
+HOST = re.sub(r"[^A-Za-z0-9]+", "_", platform.node())[:40] or "host"
+LEFT = re.compile(r"\..+\.([A-Za-z0-9_]+)-([0-9]+)\.tmp")
+OLD = 7 * 86400.0                    # seconds
+_swept: set[Path] = set()            # folders that this process has looked through
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` if the block ends well, else remove it.
 
-    A full or read-only disk becomes a UserError that names the file; what stood at `path` is untouched.
+    A full or read-only disk becomes a UserError that names the file; what stood at `path` is untouched.  The file is on
+    the disk, under its name, when this returns.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{HOST}-{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
         yield temporary
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise write_failure(path, error) from error
     finally:
         # A failed unlink must not hide the failure that led here.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk, so that a power cut cannot take a rename back; not all file systems can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder; once a folder and process."""
+    if (folder := folder.absolute()) in _swept:
+        return
+    _swept.add(folder)
+    with suppress(OSError):
+        for path in folder.glob(".*.tmp"):
+            if (left := LEFT.fullmatch(path.name)) and _is_left(path, left[1], int(left[2])):
+                path.unlink(missing_ok=True)
+
+
+def _is_left(path: Path, host: str, pid: int) -> bool:
+    """Whether the process that wrote a temporary file is gone, as far as can be told from here."""
+    if host == HOST:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):             # of another user
+            pass
+    return pid != os.getpid() and time.time() - path.stat().st_mtime > OLD
+
+
+def remove(*paths: Path) -> None:
+    """Remove files, where they are there; a UserError where that cannot be done."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot remove {path}: {error.strerror or error}") from error
 
 
 def write_failure(path: Path, error: OSError) -> UserError:

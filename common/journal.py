@@ -79,7 +79,7 @@ class Journal:
         if (running := state.get("running")) is not None:
             self.logs, self.counts = unpacked(running["logs"], len(running["counts"])), list(running["counts"])
             self._before = running["seconds"], running["training"]
-        lines = len(read_metrics(self.metrics))
+        lines = len(read_metrics(self.metrics, self.epoch))
         if lines < self.epoch:
             raise UserError(f"{self.metrics} has {lines} of the {self.epoch} epochs that {path} has trained: restore "
                             f"it, or move {self.weights} away to train again")

@@ -5,10 +5,12 @@ record holds counts, never percentages, and no path of the machine it was made o
 where torch is not installed.
 """
 
+import errno
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +22,16 @@ from common.environment import environment as environment
 from common.environment import portable as portable
 from common.environment import relative_command as relative_command
 from common.errors import UserError
-from common.files import read_json, replacing, sha256_of, sha256_of_json, write_failure, write_json, write_text
+from common.files import (
+    read_json,
+    replacing,
+    sha256_of,
+    sha256_of_json,
+    sync_folder,
+    write_failure,
+    write_json,
+    write_text,
+)
 
 SCHEMA = 1
 _TEXT, _COUNT, _NUMBER = (str,), (int,), (int, float)
@@ -148,36 +159,40 @@ def _check(kind: str, record: Mapping[str, Any]) -> None:
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
     """Add one epoch as one line, in one write that is on the disk on return; a torn line before it is cut off.
 
-    A full disk is a UserError that names the file.  NaN is a ValueError.
+    A full disk is a UserError that names the file, which is then as it was.  NaN is a ValueError.
     """
     line = (json.dumps(dict(row), allow_nan=False) + "\n").encode()
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+", buffering=0) as stream:
-            _cut_torn_line(stream)
-            written = stream.write(line)
-            os.fsync(stream.fileno())
+            size = _cut_torn_line(stream)
+            try:
+                if stream.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(stream.fileno())
+            except OSError:
+                with suppress(OSError):
+                    stream.truncate(size)
+                raise
+        if size == 0:
+            sync_folder(path.parent)
     except OSError as error:
         raise write_failure(path, error) from error
-    if written != len(line):
-        raise UserError(f"no space left while writing {path}: free some space and type the same command again")
 
 
-def _cut_torn_line(stream: Any) -> None:
-    """Truncate an open binary file behind its last newline."""
-    size = stream.seek(0, os.SEEK_END)
-    if size == 0:
-        return
-    stream.seek(size - 1)
-    if stream.read(1) != b"\n":
-        stream.seek(0)
-        stream.truncate(stream.read().rfind(b"\n") + 1)
-    stream.seek(0, os.SEEK_END)
+def _cut_torn_line(stream: Any) -> int:
+    """Truncate an open binary file behind its last newline; its size then."""
+    there = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    size = stream.read(there).rfind(b"\n") + 1
+    if size < there:
+        stream.truncate(size)
+    return size
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The epochs of metrics.jsonl in order; none if there is no file.
+def read_metrics(path: Path, epochs: int | None = None) -> list[dict[str, Any]]:
+    """The epochs of metrics.jsonl in order, or its first so many, whatever follows them; none if there is no file.
 
     A last line without its newline was torn by a kill and is ignored; any other broken line is a UserError.
     """
@@ -185,11 +200,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    except (OSError, ValueError) as error:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     rows = []
-    for number, line in enumerate(whole.split("\n") if newline else [], start=1):
+    for number, line in enumerate(lines[:epochs], start=1):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -200,9 +215,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def truncate_metrics(path: Path, epoch: int) -> list[dict[str, Any]]:
-    """Keep the epochs <= `epoch` (1-based) and return them; used on resume from a checkpoint of that epoch."""
-    rows = [row for row in read_metrics(path) if row["epoch"] <= epoch]
+def truncate_metrics(path: Path, epochs: int) -> list[dict[str, Any]]:
+    """Keep the lines of so many epochs and return them; used on resume, where the others are made again."""
+    rows = read_metrics(path, epochs)
     if Path(path).exists():
         write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     return rows

@@ -5,6 +5,7 @@ each beside the right measurement, on the same images.  Writes quirks.md, .csv a
 scripts/evaluate.py.  An interrupted one goes on where it was.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from common.errors import UserError, exit_cleanly
 from common.evaluation import quirks, subject
 from common.files import write_text
 from common.flags import Parser, count, radius
+from common.locks import locked
 from common.render import comma_separated, latex, markdown
 
 
@@ -41,22 +43,24 @@ def main() -> None:
     opened = open_subject(args)
     n = min(args.n, len(opened.test))
     planned = quirks.plans(args.eps, n, min(args.attacked, n))
-    flags = {}
-    for plan in planned:
-        results = evaluate(opened.network, opened.test, plan, seed=args.seed, device=opened.engine.device,
-                           work=args.out / "quirks-work")
-        flags |= {(plan.name, result.name): result.flags for result in results}
-    for plan in planned:
-        forget(args.out / "quirks-work", plan)
-    (args.out / "quirks-work").rmdir()
-    rows = quirks.compare(flags, f"{255 * args.eps:g}")
-    grid = quirks.grid(f"What measuring quirks do to {opened.name}", rows, (
-        f"One checkpoint: {opened.said}. L-inf radius {255 * args.eps:g}/255, seed {args.seed}.",
-        "Every pair is on the same images; the interval is Newcombe's for paired shares. Above 0 the quirk flatters.",
-        f"python scripts/quirks.py {portable(args.subject)} --n {n} --attacked {min(args.attacked, n)}"))
-    write_text(args.out / "quirks.md", markdown([grid]))
-    write_text(args.out / "quirks.csv", comma_separated(rows))
-    write_text(args.out / "quirks.tex", latex([grid]))
+    flags, work = {}, args.out / "quirks-work"
+    with locked(args.out / ".quirks.lock", str(args.out)):
+        for plan in planned:
+            results = evaluate(opened.network, opened.test, plan, seed=args.seed, device=opened.engine.device,
+                               work=work)
+            flags |= {(plan.name, result.name): result.flags for result in results}
+        rows = quirks.compare(flags, f"{255 * args.eps:g}")
+        grid = quirks.grid(f"What measuring quirks do to {opened.name}", rows, (
+            f"One checkpoint: {opened.said}. L-inf radius {255 * args.eps:g}/255, seed {args.seed}.",
+            "Every pair is on the same images; the interval is Newcombe's for paired shares. Above 0 the quirk "
+            "flatters.",
+            f"python scripts/quirks.py {portable(args.subject)} --n {n} --attacked {min(args.attacked, n)}"))
+        write_text(args.out / "quirks.md", markdown([grid]))
+        write_text(args.out / "quirks.csv", comma_separated(rows))
+        write_text(args.out / "quirks.tex", latex([grid]))
+        for plan in planned:
+            forget(work, plan)
+        shutil.rmtree(work, ignore_errors=True)
     print(markdown([grid]))
 
 

@@ -34,6 +34,7 @@ from common.evaluation.preflight import Stored, check_source, preflight
 from common.evaluation.receipts import Keeper, keeps_images
 from common.evaluation.runners import Runner, runner_for
 from common.evaluation.transferred import Source
+from common.files import remove
 from common.seeds import fold
 
 if TYPE_CHECKING:
@@ -154,8 +155,7 @@ def evaluate(model: nn.Module, split: Split, plan: Plan, *, seed: int, device: t
 
 def forget(work: Path, plan: Plan) -> None:
     """Remove the progress of a plan, once its results are kept elsewhere."""
-    for path in ledger_paths(work, plan):
-        path.unlink(missing_ok=True)
+    remove(*ledger_paths(work, plan))
 
 
 def share_ledger(ledger: Ledger) -> None:

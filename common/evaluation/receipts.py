@@ -27,7 +27,7 @@ from common.errors import UserError
 from common.evaluation.judging import judged, weights_sha256
 from common.evaluation.kinds import CHANGED_KINDS
 from common.evaluation.plans import Plan, plan_sha256
-from common.files import replacing, sha256_of_json
+from common.files import remove, replacing, sha256_of_json
 
 if TYPE_CHECKING:
     from common.evaluation.harness import Result
@@ -73,8 +73,7 @@ class Keeper:
         return np.concatenate([np.load(self.path(evaluator, number)) for number in range(chunks)])
 
     def clear(self) -> None:
-        for path in self.folder.glob(f"kept-{self.key}-*.npy"):
-            path.unlink()
+        remove(*self.folder.glob(f"kept-{self.key}-*.npy"))
 
 
 def key_of(plan: Plan, weights: str, images: str, seed: int) -> str:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 from itertools import count
 
 import pytest
@@ -80,9 +81,25 @@ def test_a_torn_line_and_a_line_without_its_state_are_cut_off(tmp_path):
     whole(tmp_path / "whole")
     whole(tmp_path / "cut", epochs=2)
     path = tmp_path / "cut/results/metrics.jsonl"
-    path.write_text(path.read_text() + json.dumps({"epoch": 3, "step": 12}) + '\n{"epoch": 4, "st')
+    good = path.read_bytes()
+    for torn in (json.dumps({"epoch": 3, "step": 12}) + '\n{"epoch": 4, "st', '{"epoch": 3, "st\n', "\0" * 40 + "\n"):
+        path.write_bytes(good + torn.encode())
+        whole(tmp_path / "cut", epochs=2)
+        assert path.read_bytes() == good
+    path.write_bytes(good + b'{"epoch": 3, "st\xff\n')
     whole(tmp_path / "cut")
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_a_broken_line_of_an_epoch_that_counts_is_named_and_stays(tmp_path):
+    whole(tmp_path, epochs=2)
+    path = tmp_path / "results/metrics.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first[:20] + b"\n" + second)
+    before = kept_files(tmp_path)
+    with pytest.raises(UserError, match=r"metrics\.jsonl line 1 is not JSON: restore the file"):
+        whole(tmp_path)
+    assert kept_files(tmp_path) == before
 
 
 def test_the_state_of_another_configuration_is_refused(tmp_path):
@@ -161,6 +178,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, call):
     before, calls, fsync = kept_files(tmp_path), [], os.fsync
 
     def full(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            return fsync(descriptor)
         calls.append(descriptor)
         if len(calls) == call + 1:               # the first one cuts the metrics on resume
             raise OSError(errno.ENOSPC, "No space left on device")
