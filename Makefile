@@ -33,7 +33,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 BOARD_CIFAR10  := adarat/cifar10 dyart/cifar10 rpat/cifar10 rpat/cifar10-sotas experiments/cifar10
 BOARD_CIFAR100 := adarat/cifar100 rpat/cifar100 rpat/cifar100-sotas experiments/cifar100
 
-.PHONY: help setup quick test test-slow test-all lint bench bench-grow profile fast-vs-plain report leaderboard clean-build \
+.PHONY: help setup quick test test-slow test-all lint bench bench-grow profile fast-vs-plain chaos report leaderboard clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
         reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
@@ -119,6 +119,10 @@ profile: $(READY) ## Say where a training step's time goes (METHOD=pgd-training:
 
 fast-vs-plain: $(READY) ## Five seeds trained in bf16 and in float32: do accuracies differ?  DATA=npz:FILE adds real images
 	$(PYTHON) -m scripts.fast_vs_plain $(if $(DATA),--data $(call quoted,DATA)) $(if $(DEVICE),--device $(call quoted,DEVICE))
+
+chaos: $(READY) ## Kill every kind of job at 20 random moments, fail disks, count losses: 10 minutes (ONLY="dyart faults")
+	$(PYTHON) -m scripts.chaos $(if $(ONLY),--only $(ONLY))
+	$(PYTHON) -m scripts.reliability
 
 reproduce-adarat-cifar10: $(READY) ## AdaRAT on CIFAR-10: teachers, all methods and variants, evaluation, table, figures
 	$(call reproduce,adarat,cifar10)

@@ -12,8 +12,9 @@ from common.environment import ROOT
 WITHOUT_TORCH = ("common.records", "common.report", "common.runs", "common.stats", "common.flags", "common.files",
                  "common.environment", "common.render", "common.reported", "common.plots", "common.errors",
                  "common.seeds", "common.against", "common.board", "common.compare", "common.compare_words",
-                 "common.leaderboard", "common.leaderboard_page", "common.leaderboard_plot", "scripts.compare",
-                 "scripts.leaderboard", "scripts.make_rules", "scripts.report")
+                 "common.leaderboard", "common.leaderboard_page", "common.leaderboard_plot", "common.reliability",
+                 "scripts.compare", "scripts.leaderboard", "scripts.make_rules", "scripts.reliability",
+                 "scripts.report")
 OURS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 PAPERS = OURS - {"common", "scripts", "experiments"}       # experiments mixes papers
 
