@@ -18,12 +18,10 @@ def kill_grid(record: Mapping[str, Any]) -> Grid:
     kills = [kill for one in record["jobs"] for kill in one["kills"]]
     total = [sum(one[key] for one in record["jobs"]) for key in ("runs", "restarts")]
     rows.append(_row("all", kills, *total, sum(len(one["losses"]) for one in record["jobs"])))
-    made, short = record["environment"], record["kills"] < record["asked"]
+    short = record["kills"] < record["asked"]
     notes = [f"{record['kills']} of {record['asked']} kills that were asked for"
              + (f": the limit of {record['limit_seconds']} seconds came before" if short else "")
-             + f"; seed {record['seed']}, {record['seconds'] / 60:.0f} minutes, {made['started'][:10]}, "
-             f"{made['processor']}, torch {made['torch']}, Python {made['python']}, commit {str(made['commit'])[:7]}"
-             + (" with changes" if made["dirty"] else ""),
+             + f"; seed {record['seed']}, {record['seconds'] / 60:.0f} minutes, {_made(record)}",
              "while writing: when the job was gone a temporary file was there, which SIGKILL then left and which was "
              "cut off at random"]
     lost = [f"lost: {one['kind']}: {line}" for one in record["jobs"] for line in one["losses"]]
@@ -45,12 +43,32 @@ def fault_grid(record: Mapping[str, Any]) -> Grid:
     return Grid("Faults", ("fault", "exit status", "what the command says", "losses"), rows, lost)
 
 
+def fuzz_grid(record: Mapping[str, Any]) -> Grid:
+    """Damaged and hostile files by what reads them, from the record of scripts.fuzz."""
+    rows = [(name, *(f"{one[key]:,}" for key in ("cases", "accepted", "refused")), str(len(one["defects"])))
+            for name, one in record["targets"].items()]
+    total = [f"{sum(one[key] for one in record['targets'].values()):,}" for key in ("cases", "accepted", "refused")]
+    rows.append(("all", *total, str(record["defects"])))
+    note = (f"seed {record['seed']}, {record['seconds'] / 60:.0f} minutes, {_made(record)}; a defect is a traceback, a "
+            "hang or a file written")
+    return Grid("Fuzz cases", ("what reads", "cases", "accepted", "refused", "defects"), tuple(rows), (note,))
+
+
+def _made(record: Mapping[str, Any]) -> str:
+    """Where and with what a record was made."""
+    made = record["environment"]
+    return (f"{made['started'][:10]}, {made['processor']}, torch {made['torch']}, Python {made['python']}, "
+            f"commit {str(made['commit'])[:7]}" + (" with changes" if made["dirty"] else ""))
+
+
 def grids(folder: Path) -> list[Grid]:
     """The tables of every record that is in the folder."""
     found = []
     if (path := folder / "chaos.json").exists():
         record = read_json(path)
         found += [kill_grid(record), *([fault_grid(record)] if record["faults"] else [])]
+    if (path := folder / "fuzz.json").exists():
+        found.append(fuzz_grid(read_json(path)))
     return found
 
 

@@ -47,7 +47,7 @@ TRAININGS = {
                 "--reg_image_num 40 --reg_batch_size 5 --reg_thresh 0.3 --reg_alpha 0.1 --run run",
 }
 PICTURES, EXTRA = 2000, 1_000_000              # images of the folder; of the compressed npz, 64 MB unpacked
-KINDS = (*TRAININGS, "evaluation", "cache-folder", "cache-npz", "tables", "leaderboard", "make")
+KINDS = ("evaluation", "cache-npz", "cache-folder", "make", "tables", "leaderboard", *TRAININGS)
 FAULTS = "faults"
 KILLING = 0.65                                 # share of the time that is for kills where faults are to come
 

@@ -7,7 +7,7 @@ import pytest
 from common.environment import ROOT
 from common.errors import UserError
 from common.files import write_json
-from common.reliability import BEGIN, END, grids, kill_grid, refreshed
+from common.reliability import BEGIN, END, fuzz_grid, grids, kill_grid, refreshed
 
 
 def record(kills=2, asked=2):
@@ -36,6 +36,17 @@ def test_kills_are_counted_by_job_and_in_all():
 def test_a_run_that_the_limit_ended_says_so():
     notes = kill_grid(record(2, 20)).notes
     assert notes[0].startswith("2 of 20 kills that were asked for: the limit of 600 seconds came before; seed 4, 2 min")
+
+
+def test_fuzz_cases_are_summed_up():
+    made = record()["environment"] | {"dirty": True}
+    grid = fuzz_grid({"seed": 0, "seconds": 600.0, "defects": 1, "environment": made, "targets": {
+        "npz": {"cases": 1200, "accepted": 100, "refused": 1099, "defects": [{"number": 3, "verdict": "hang"}]},
+        "flags": {"cases": 50, "accepted": 0, "refused": 50, "defects": []}}})
+    assert grid.rows == (("npz", "1,200", "100", "1,099", "1"), ("flags", "50", "0", "50", "0"),
+                         ("all", "1,250", "100", "1,149", "1"))
+    assert grid.notes[0].startswith("seed 0, 10 minutes, 2026-01-02, a processor, torch 2.11.0, Python 3.11.7, ")
+    assert "with changes" in grid.notes[0]
 
 
 def test_only_what_stands_between_the_marks_is_written(tmp_path):
