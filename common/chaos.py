@@ -204,9 +204,11 @@ def strikes(count: int, draw: random.Random, first: int = 0) -> list[Strike]:
 
 def wrong_ending(sitting: Sitting) -> list[str]:
     """What is wrong with the way in which a struck job ended."""
-    name, found = sitting.strike.signal.name, []
+    name, number, found = sitting.strike.signal.name, int(sitting.strike.signal), []
     if sitting.hung:
         found.append(f"not ended {MOST:.0f} seconds after {name}")
+    elif sitting.status not in (-number, 128 + number):
+        found.append(f"status {sitting.status} after {name}: {last_line(sitting.said)}")
     if "Traceback" in sitting.said:
         found.append(f"a traceback after {name}: {last_line(sitting.said)}")
     return found

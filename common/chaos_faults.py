@@ -124,14 +124,14 @@ def begun(whole: Whole, place: Path) -> None:
 
 
 def refusal(sitting: Sitting) -> list[str]:
-    """What is wrong with the way in which a job took a fault: status 2 and one line is right."""
-    found, lines = [], [line for line in sitting.said.splitlines() if line.strip()]
+    """What is wrong with the way in which a job took a fault: status 2 and one line, behind notes at most, is right."""
+    found, lines = [], [line for line in sitting.said.splitlines() if line.strip() and not line.startswith("note: ")]
     if sitting.status != 2:
         found.append(f"status {sitting.status} in the place of 2")
     if "Traceback" in sitting.said:
         found.append(f"a traceback: {last_line(sitting.said)}")
-    elif len(lines) != 1:
-        found.append(f"{len(lines)} lines on stderr in the place of one")
+    elif len(lines) != 1 or not lines[0].startswith("error: "):
+        found.append(f"on stderr in the place of one error: {' / '.join(lines)[:200] or 'nothing'}")
     return found
 
 

@@ -90,7 +90,8 @@ def test_a_second_job_that_refuses_otherwise_is_reported(tmp_path, busy, said):
 
 @pytest.mark.parametrize(("status", "said", "wrong"), [
     (2, "error: no\n", []), (1, "error: no\n", ["status 1 in the place of 2"]),
-    (2, "note\nerror: no\n", ["2 lines on stderr in the place of one"]),
+    (2, "note: slow\nerror: no\n", []), (2, "no\n", ["on stderr in the place of one error: no"]),
+    (2, "odd\nerror: no\n", ["on stderr in the place of one error: odd / error: no"]),
     (1, "Traceback\nOSError: no\n", ["status 1 in the place of 2", "a traceback: OSError: no"])])
 def test_one_line_and_status_2_is_right(status, said, wrong):
     assert chaos_faults.refusal(Sitting(status, said, 1.0, 1.0)) == wrong
