@@ -21,7 +21,7 @@ from common import chaos_judge
 from common.chaos import Job, Sitting, Strike, files_of, last_line, log_of, sit
 from common.environment import portable
 
-DISK = 256 << 20                     # bytes of a disk that is to be full; it holds them only once they are written
+DISK = 64 << 20                      # bytes of a disk that is to be full; it holds them only once they are written
 TRIES = 4
 
 
