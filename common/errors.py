@@ -1,13 +1,17 @@
 """Errors that a user can mend: one line, exit status 2, nothing written."""
 
+import errno
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from common import signals
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UserError(Exception):
@@ -44,16 +48,29 @@ def _status_of(main: Callable[[], int | None]) -> Any:
             status = main()
         except SystemExit as ended:
             status = ended.code
+        sys.stdout.flush()                 # a full disk under a log is told here, not by the interpreter
         leave(status or 0)
     except UserError as error:
         _stop(2, "error: " + " ".join(str(error).split()) + (f" [{error.code}]" if error.code else ""))
     except KeyboardInterrupt:          # of several processes, or where it was raised by hand
         _stop(130, signals.Stopped(signal.SIGINT).line)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            _stop(2, _disk_line(error))
         if (watch := _watch()) is not None:
             watch.fail(1, traceback.format_exc().rstrip())
         raise
     return status or 0
+
+
+def _disk_line(error: OSError) -> str:
+    """What is said of a disk that takes no more, where no writer has said it: standard output, a temporary folder."""
+    if error.filename is None:
+        # What is left to print would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    where = error.filename or "standard output or a temporary file"
+    return (f"error: cannot write {where}: {error.strerror}: free some space (or set TMPDIR) and type the same command "
+            "again; what is done is kept [E-DISK]")
 
 
 def _meet() -> Callable[[Any], None]:
@@ -83,5 +100,6 @@ def _watch() -> Any:
 def _stop(status: int, line: str) -> NoReturn:
     if (watch := _watch()) is not None:
         watch.fail(status, line)
-    print(line, file=sys.stderr)
+    with suppress(OSError):
+        print(line, file=sys.stderr)
     sys.exit(status)

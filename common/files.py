@@ -96,7 +96,11 @@ def write_failure(path: Path, error: OSError) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left while writing {path}: free some space and type the same command again; "
                          "the last whole file is kept")
-    return UserError(f"cannot write {path}: {error.strerror or error}")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError(f"cannot write {path}: {error.strerror}: make its folder writable, or name another one")
+    if error.errno is None:                          # numpy's, where the file ends before the array
+        return UserError(f"cannot write {path}: only a part went to the disk ({error}): is it full?")
+    return UserError(f"cannot write {path}: {error.strerror}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -65,20 +65,11 @@ class Journal:
         if not path.exists():
             self._cut(0)
             return False
-        state = checkpoint.load_tree(path, self.device)
-        if state.get("identity") != self.identity:
-            raise UserError(f"{path} belongs to another configuration: give this run another name (--run), "
-                            "or move the old folder away")
-        for name, part in self.parts.items():
-            # A resume file may be older than a part that begins without a state, such as the check of the attacks.
-            if name in state["parts"] or part.state_dict():
-                part.load_state_dict(state["parts"][name])
-        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.best, self.final = dict(state["best"]), state["final"]
-        self._best_before = dict(self.best)
-        if (running := state.get("running")) is not None:
-            self.logs, self.counts = unpacked(running["logs"], len(running["counts"])), list(running["counts"])
-            self._before = running["seconds"], running["training"]
+        self._take_up(path)
+        if missing := [name for name in self.best if not (self.weights / f"{name}.pt").exists()]:
+            raise UserError(f"{self.weights / missing[0]}.pt is missing, the best weights of the {self.epoch} epochs "
+                            f"that {path.name} has trained: restore it, or move {self.weights} away to train again",
+                            code="E-RESUME-BEST")
         lines = len(read_metrics(self.metrics, self.epoch))
         if lines < self.epoch:
             raise UserError(f"{self.metrics} has {lines} of the {self.epoch} epochs that {path} has trained: restore "
@@ -86,6 +77,31 @@ class Journal:
         self.crew.barrier()
         self._cut(self.epoch)
         return True
+
+    def _take_up(self, path: Path) -> None:
+        """Read the resume file into the parts; UserErrors: damaged, of another configuration."""
+        try:
+            state = checkpoint.load_tree(path, self.device)
+            if state.get("identity") == self.identity:
+                for name, part in self.parts.items():
+                    # It may be older than a part that begins without a state, such as the check of the attacks.
+                    if name in state["parts"] or part.state_dict():
+                        part.load_state_dict(state["parts"][name])
+                self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+                self.best, self.final = dict(state["best"]), state["final"]
+                self._best_before = dict(self.best)
+                if (running := state.get("running")) is not None:
+                    self.logs = unpacked(running["logs"], len(running["counts"]))
+                    self.counts, self._before = list(running["counts"]), (running["seconds"], running["training"])
+                return
+        except torch.OutOfMemoryError:
+            raise
+        # All but the first: a tree of tensors that is no resume file, or not of this network.
+        except (UserError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise UserError(f"{path} is damaged or no resume file of this run ({_brief(error)}): restore it, or remove "
+                            "it to train this run again from its first epoch", code="E-RESUME-DAMAGED") from error
+        raise UserError(f"{path} belongs to another configuration: give this run another name (--run), "
+                        "or move the old folder away")
 
     def _cut(self, lines: int) -> None:
         if self.crew.leads:
@@ -205,6 +221,11 @@ class Journal:
     def _refuse(self, what: str, epoch: int) -> NoReturn:
         raise UserError(f"{what} after epoch {epoch}: training stops. The state after epoch {self.epoch} is kept in "
                         f"{self.weights}. Try a lower learning rate, or --precision fp32")
+
+
+def _brief(error: Exception) -> str:
+    """An error's first words."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:160]
 
 
 def packed(logs: list[dict[str, Tensor]]) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,8 @@
 """Weights as safetensors: tensors and a few strings, no code, readable by others without torch's pickles."""
 
+import errno
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +17,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, 
     save = _library().torch.save_file
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save(plain, temporary, metadata=dict(said))
+        try:
+            save(plain, temporary, metadata=dict(said))
+        except _library().SafetensorError as error:          # what it makes of the system's errors
+            code = re.search(r"os error (\d+)", str(error))
+            number = int(code[1]) if code else errno.EIO
+            raise OSError(number, os.strerror(number)) from error
     return sha256_of(path)
 
 

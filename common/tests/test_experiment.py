@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from common import records
+from common import locks, records
 from common.checkpoint import save_state
 from common.data.splits import Split
 from common.engine import Engine
 from common.errors import UserError
 from common.evaluation import Evaluator, Plan, receipts, stored
-from common.experiment import Experiment, build_network, flat, judge, load_data, print_results
+from common.experiment import Experiment, build_network, flat, judge, load_data, lock_of, print_results
 from common.files import read_json, sha256_of
 from common.fit import TrainRecord
 from common.flags import dataset_name
+from common.tests.test_locks import Holder
 
 CPU = Engine(torch.device("cpu"))
 DATA = {"name": "digits", "source": "scikit-learn", "train_fingerprint": "a" * 64, "test_fingerprint": "b" * 64,
@@ -184,6 +185,55 @@ def test_the_records_folder_is_named_by_the_data_set(spec, name):
 
 def test_flat_joins_keys_by_dots():
     assert flat({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
+
+
+# --- one job at a time ---
+
+def test_a_run_that_another_process_trains_is_neither_trained_nor_judged(tmp_path, split, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    made = experiment(tmp_path)
+    other = Holder(lock_of(made.weights))
+    try:
+        with pytest.raises(UserError, match=rf"a_run is in use by process {other.process.pid} on ") as told:
+            made.open(build_network(MODEL))
+        assert told.value.code == "E-BUSY" and not made.folder.exists() and not made.weights.exists()
+        aside = replace(made, run="b_run")
+        finish(aside)                                             # another run is another matter
+    finally:
+        other.kill()
+    finish(made)
+    other = Holder(lock_of(made.weights))
+    try:
+        with pytest.raises(UserError, match="a_run is in use by process"):
+            judged(made, split)
+        assert not (made.folder / "eval-quick.json").exists()
+    finally:
+        other.kill()
+    path = judged(made, split)
+    other = Holder(lock_of(made.weights))
+    try:
+        assert judged(made, split) == path                        # what is known needs no lock
+    finally:
+        other.kill()
+    assert not [file for file in tmp_path.rglob("*.lock") if file.name != lock_of(made.weights).name]
+
+
+def test_plans_are_evaluated_side_by_side_and_no_plan_twice(tmp_path, split, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    made = experiment(tmp_path)
+    finish(made)
+    held = [Holder(lock_of(made.weights), "shared"), Holder(lock_of(made.weights, PLAN))]
+    try:
+        with pytest.raises(UserError, match=rf"the evaluation of \S+a_run by quick is in use by process "
+                                            rf"{held[1].process.pid} on "):
+            judged(made, split)
+        judged(made, split, plan=Plan("other", PLAN.evaluators, chunk=5))
+        with pytest.raises(UserError, match=r"a_run is in use by process"):
+            made.open(build_network(MODEL))
+    finally:
+        for one in held:
+            one.kill()
+    judged(made, split)
 
 
 # --- judging ---

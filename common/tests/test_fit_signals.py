@@ -2,12 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from common import checkpoint, signals
+from common import checkpoint, errors, signals
+from common.environment import ROOT
 from common.errors import UserError
+from common.files import replacing
 from common.fit import SGD
 from common.tests.fit_parts import CrossEntropy, Noise, network, rows
 from common.tests.test_fit_resume import kept_files, validation, weights_of, whole
@@ -187,6 +191,56 @@ def test_the_seconds_of_both_sittings_count(tmp_path):
 
 
 # --- signals themselves ---
+
+def stopped_command(main, capsys):
+    """Exit status and stderr of a command."""
+    with pytest.raises(SystemExit) as ended:
+        errors.exit_cleanly(main)
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "status", "said"), [(signal.SIGTERM, 143, "stopped by SIGTERM"),
+                                                        (signal.SIGINT, 130, "interrupted")])
+def test_a_command_that_is_asked_to_end_says_one_line_and_leaves_no_half_file(tmp_path, capsys, number, status, said):
+    def write():
+        with replacing(tmp_path / "table.md") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), number)
+
+    (tmp_path / "table.md").write_text("whole")
+    assert stopped_command(write, capsys) == (
+        status, f"{said}: what is done is kept; type the same command again and it goes on\n")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_asked_while_an_error_is_told(capsys, monkeypatch):
+    """A signal between two lines of the command's own end is no traceback."""
+    real = errors._stop
+
+    def stop(status, line):
+        if status == 2:
+            ask()
+        real(status, line)
+
+    def fails():
+        raise UserError("a mistake")
+
+    monkeypatch.setattr(errors, "_stop", stop)
+    assert stopped_command(fails, capsys)[0] == 143
+
+
+@pytest.mark.parametrize(("pause", "status"), [(0.0, 143), (1.3, 143)])
+def test_a_second_signal_ends_at_once_but_not_one_that_comes_with_the_first(pause, status):
+    """make passes on what its whole process group has got."""
+    code = ("import os, signal, sys, time\nfrom common.errors import exit_cleanly\nfrom common.signals import held\n"
+            "def main():\n    with held():\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+            "        time.sleep(float(sys.argv[1]))\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+            "        print('whole', flush=True)\n"
+            "exit_cleanly(main)\n")
+    ended = subprocess.run((sys.executable, "-c", code, str(pause)), cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == status
+    assert (ended.stdout, ended.stderr.count("\n")) == (("whole\n", 1) if pause == 0.0 else ("", 0))
+
 
 def test_a_block_that_is_held_ends_first():
     done = []
