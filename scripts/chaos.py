@@ -72,14 +72,15 @@ class Bench:
             words = TRAININGS["adarat"].replace("--data digits", "--dataset_name digits --data npz:{place}/digits.npz")
             return Job(kind, python(words, *FOLDERS), fill=write_digits)
         standard = f"adarat/train/ST/train_cifar10.py {SMALL} --epoch 1 --n_train 100 --run run"
+        decoded = ("--data_dir", "{place}/data")
         if kind == "evaluation":
             return Job(kind, python("-m scripts.evaluate {place}/results/adarat/digits/run --plan paper-adarat-24-12 "
                                     "--device cpu", *FOLDERS[2:]), fill=self.copy_trained)
         if kind == "cache-folder":
-            return Job(kind, python(standard, "--data", f"folder:{self.pictures()}", "--data_dir", "{place}", *FOLDERS))
+            return Job(kind, python(standard, "--data", f"folder:{self.pictures()}", *decoded, *FOLDERS))
         if kind == "cache-npz":
             return Job(kind, python(TRAININGS["dyart"].replace("--epochs 12", "--epochs 2"), "--aux-data-filename",
-                                    str(self.extra()), "--data_dir", "{place}", *FOLDERS))
+                                    str(self.extra()), *decoded, *FOLDERS))
         if kind == "make":
             return Job(kind, ("make", "--no-print-directory", f"PYTHON={sys.executable}", "SETUP=0", "BUDGET=smoke",
                               "METHODS=AT", "reproduce-dyart-cifar10"), fill=copy_code, inside=True)
