@@ -83,7 +83,7 @@ class Bench:
                                     str(self.extra()), *decoded, *FOLDERS))
         if kind == "make":
             return Job(kind, ("make", "--no-print-directory", f"PYTHON={sys.executable}", "SETUP=0", "BUDGET=smoke",
-                              "METHODS=AT", "reproduce-dyart-cifar10"), fill=copy_code, inside=True)
+                              "METHODS=unregularised", "reproduce-brainreg-mnist"), fill=copy_code, inside=True)
         script = {"tables": "report --paper adarat", "leaderboard": "leaderboard"}[kind]
         return Job(kind, python(f"-m scripts.{script} --results", "{place}/results"), fill=copy_records)
 
