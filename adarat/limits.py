@@ -10,7 +10,6 @@ B > 0) in the last third of training.  The test images are not looked at.
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from common.errors import UserError, exit_cleanly
 from common.files import write_json
 from common.flags import Parser, count
 from common.records import read_metrics
+from common.signals import status_of
 
 # Part of the training at which c marks the gate, and share of the last c that is the floor.
 CANDIDATES = ((1 / 6, 0.9), (1 / 3, 0.9), (1 / 6, 0.5), (1 / 3, 0.5))
@@ -59,7 +59,7 @@ def trained(script: Path, folder: Path, name: str, flags: list[str]) -> list[dic
     command = [sys.executable, str(script), *flags, "--hold_out", "0.2", "--final_test", "False", "--budget", "search",
                "--run", name, "--dataset_name", folder.name, "--results", str(folder.parents[1]),
                "--weights", str(folder.parents[1] / "weights")]
-    if subprocess.run(command).returncode:
+    if status_of(command):
         raise UserError(f"the run {name} failed; its message stands above")
     return read_metrics(folder / name / "metrics.jsonl")
 

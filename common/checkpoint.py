@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.files import replacing, sha256_of, write_json
 from common.safetensor_files import read_tensors
+from common.signals import held
 from common.weight_names import Part, listed, misfit, pick_part, rename, strip_prefixes, why_unused
 
 COUNTER = "num_batches_tracked"
@@ -225,7 +226,8 @@ def _plain(value: Any) -> Any:
 
 
 def _write(path: Path, tree: Any) -> None:
-    with replacing(path) as temporary, open(temporary, "wb") as stream:
+    # A signal within torch's writer would be taken for a disk that fails.
+    with held(), replacing(path) as temporary, open(temporary, "wb") as stream:
         # Through a stream, since torch writes the name of a path into the file and equal trees should give equal files.
         try:
             torch.save(tree, stream)

@@ -48,7 +48,8 @@ def _status_of(main: Callable[[], int | None]) -> Any:
             status = main()
         except SystemExit as ended:
             status = ended.code
-        sys.stdout.flush()                 # a full disk under a log is told here, not by the interpreter
+        with suppress(BrokenPipeError):    # who read it has enough
+            sys.stdout.flush()             # a full disk under a log is told here, not by the interpreter
         leave(status or 0)
     except UserError as error:
         _stop(2, "error: " + " ".join(str(error).split()) + (f" [{error.code}]" if error.code else ""))
@@ -67,7 +68,8 @@ def _disk_line(error: OSError) -> str:
     """What is said of a disk that takes no more, where no writer has said it: standard output, a temporary folder."""
     if error.filename is None:
         # What is left to print would fail again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     where = error.filename or "standard output or a temporary file"
     return (f"error: cannot write {where}: {error.strerror}: free some space (or set TMPDIR) and type the same command "
             "again; what is done is kept [E-DISK]")

@@ -6,6 +6,7 @@ as far as that system does (NFS does; mounts with `nolock` or `local_lock=flock`
 all the job goes on, and a line says so.  Of several processes of one run (common.group) rank 0 takes the lock.
 """
 
+import atexit
 import errno
 import fcntl
 import json
@@ -35,10 +36,11 @@ def take(path: Path, what: str, *, shared: bool = False) -> None:
     path = Path(path).absolute()
     if path in _held:
         return
-    deadline = time.monotonic() + PATIENCE
+    deadline, file = time.monotonic() + PATIENCE, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
+            file = None
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             if not _locked(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
                 who = _holder(file)
@@ -52,7 +54,7 @@ def take(path: Path, what: str, *, shared: bool = False) -> None:
             else:                    # the last one to have it has removed it meanwhile
                 os.close(file)
     except OSError as error:
-        if error.errno not in UNSUPPORTED:
+        if file is None or error.errno not in UNSUPPORTED:
             raise write_failure(path, error) from error
         print(f"note: {path.parent} is on a file system without locks: nothing keeps a second job from "
               f"{what} ({error.strerror})", file=sys.stderr)
@@ -74,6 +76,13 @@ def free(path: Path) -> None:
         if _locked(file, fcntl.LOCK_EX) and _is_at(file, path):
             path.unlink()
     os.close(file)
+
+
+@atexit.register
+def free_all() -> None:
+    """Give back what is left at the end of the process."""
+    for path in list(_held):
+        free(path)
 
 
 @contextmanager

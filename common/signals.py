@@ -9,10 +9,14 @@ epoch.
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
 REPEAT = 1.0                         # seconds in which a further signal is the same one: make passes on what it gets
@@ -83,7 +87,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """A signal that comes within the block waits for its end, and is raised there if the block ended well."""
+    """A signal that comes within the block waits for its end, and is raised there if the block ended well.
+
+    So is one that was lost before, in a finaliser, out of which nothing can be raised.
+    """
     if not _state.alone:
         yield
         return
@@ -92,7 +99,7 @@ def held() -> Iterator[None]:
         yield
     finally:
         _state.blocks -= 1
-    if _state.number is not None and not _state.blocks:
+    if _state.number is not None and not _state.blocks and not isinstance(sys.exception(), Stopped):
         raise Stopped(_state.number)
 
 
@@ -101,3 +108,13 @@ def among_others() -> None:
     _state.alone = False
     if signal.getsignal(signal.SIGINT) is _handle:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def status_of(words: Sequence[str | Path], **given: Any) -> int:
+    """Run a command, `given` as to subprocess.Popen; its exit status.  A signal is passed on, its end waited for."""
+    with subprocess.Popen(words, **given) as child:
+        try:
+            return child.wait()
+        except Stopped as stopped:
+            child.send_signal(stopped.number)
+            raise

@@ -10,7 +10,6 @@ in another order: how far two trainings of one seed part for no other reason.  S
 import math
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +27,7 @@ from common.experiment import judge, load_data
 from common.files import write_text
 from common.flags import Parser, count
 from common.render import Grid, comma_separated, markdown
+from common.signals import status_of
 from common.stats import mean_sd
 
 SCRIPT = "adarat/train/PGD-AT/train_cifar10.py"
@@ -83,7 +83,7 @@ def trained(case: Case, seed: int, path: str, root: Path, device: str) -> Path:
              folder.name, "--results", str(root.resolve()), "--weights", str(WEIGHTS),
              "--device", device, "--final_test", "False"]
     changed = {**os.environ, **(CONTROL if path == "control" else {})}
-    if (status := subprocess.run(words, cwd=ROOT, env=changed).returncode) != 0:
+    if (status := status_of(words, cwd=ROOT, env=changed)) != 0:
         raise UserError(f"a training ended with status {status}: {shlex.join(words[1:])}")
     return folder
 

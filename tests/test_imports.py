@@ -11,6 +11,7 @@ from common.environment import ROOT
 # No torch, at any depth: what is needed to plan, to read records and to draw.
 WITHOUT_TORCH = ("common.records", "common.report", "common.runs", "common.stats", "common.flags", "common.files",
                  "common.environment", "common.render", "common.reported", "common.plots", "common.errors",
+                 "common.locks", "common.signals",
                  "common.seeds", "common.against", "common.board", "common.compare", "common.compare_words",
                  "common.leaderboard", "common.leaderboard_page", "common.leaderboard_plot", "common.reliability",
                  "scripts.compare", "scripts.leaderboard", "scripts.make_rules", "scripts.reliability",

@@ -3,12 +3,16 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common import signals
+from common.environment import ROOT
 from common.files import sha256_of
 from common.journal import Journal
 from common.records import read_metrics, read_record
@@ -93,3 +97,61 @@ def test_a_run_stopped_again_and_again_ends_as_an_uninterrupted_one(tmp_path, mo
     # No step was made twice: of both learners of Generalist; DyART's observer makes more, on copies.
     steps = left(tmp_path / "cut", name)[1][-1]["step"] * (2 if name == "generalist" else 1)
     assert len(done) == steps or name == "dyart"
+
+
+# --- commands, as they are typed ---
+
+WORDS = [sys.executable, ROOT / "adarat/train/PGD_AT/train_cifar10.py", *SMALL.replace("--width 4 ", "").split(),
+         "--n_epoch_test", "20", "--augment", "False", "--n_train", "500", "--batch_size", "20", "--epoch", "4",
+         "--step_num", "5", "--run", "a"]
+
+
+def command(folder, **changes):
+    return subprocess.Popen([*WORDS, "--results", folder / "results", "--weights", folder / "weights"], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **changes)
+
+
+@pytest.mark.slow
+def test_a_command_asked_to_end_says_so_in_one_line_and_a_second_one_refuses(tmp_path):
+    whole = command(tmp_path / "whole")
+    assert whole.communicate()[1] == "" and whole.returncode == 0
+    first = command(tmp_path / "cut")
+    next(line for line in first.stdout if line.startswith("epoch 1/4"))
+    first.send_signal(signal.SIGSTOP)                          # so that it is there for as long as the second looks
+    try:
+        second = command(tmp_path / "cut")
+        said = second.communicate()[1]
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert second.returncode == 2 and said.count("\n") == 1, said
+    assert f"/a is in use by process {first.pid} on " in said and "[E-BUSY]" in said
+    first.send_signal(signal.SIGTERM)
+    said = first.communicate()[1]
+    assert first.returncode == 143 and said.count("\n") == 1, said
+    assert said.startswith("stopped by SIGTERM: epoch ")
+    assert said.endswith("; type the same command again and it goes on\n")
+    assert [path for path in (tmp_path / "cut").rglob(".*")] == []
+    again = command(tmp_path / "cut")
+    assert again.communicate()[1] == "" and again.returncode == 0
+    assert left(tmp_path / "cut", "a") == left(tmp_path / "whole", "a")
+
+
+@pytest.mark.slow
+def test_two_processes_decode_the_same_folder_at_once(tmp_path):
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 10)):
+        for label in "ab":
+            (tmp_path / "images" / part / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (16, 16, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / part / label / f"{number}.png")
+    code = ("import sys\nfrom pathlib import Path\nfrom common.data import load\n"
+            "data = load(f'folder:{sys.argv[1]}', data_dir=Path(sys.argv[2]))\n"
+            "print(data.train.fingerprint, data.test.fingerprint)\n")
+    words = [sys.executable, "-c", code, tmp_path / "images", tmp_path / "data"]
+    both = [subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for _ in range(2)]
+    said = [one.communicate() for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    assert said[0] == said[1] and said[0][1] == ""
+    assert len([path for path in (tmp_path / "data").rglob("*") if path.is_file()]) <= 1     # the cache, no leftovers

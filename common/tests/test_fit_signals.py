@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from common import checkpoint, errors, signals
 from common.environment import ROOT
@@ -159,6 +160,25 @@ def test_the_writing_of_an_epoch_is_waited_for(tmp_path, monkeypatch, uncut):
     assert weights_of(tmp_path) == weights_of(uncut(False)) and rows(tmp_path) == rows(uncut(False))
 
 
+def test_a_signal_within_the_writing_of_weights_is_no_failing_disk(tmp_path, monkeypatch):
+    """torch's writer in C++ turns what is raised within it into an error of its own."""
+    real = torch.save
+
+    def save(tree, stream):
+        class Asks:
+            def write(self, content):
+                ask()
+                return stream.write(content)
+
+            def flush(self):
+                stream.flush()
+        real(tree, Asks())
+
+    monkeypatch.setattr(torch, "save", save)
+    cut(tmp_path)                                                 # in best.pt, of the network before training
+    assert (tmp_path / "weights/best.pt").exists()
+
+
 def test_before_the_first_step_there_is_nothing_to_keep(tmp_path):
     def stop(judged):
         ask()
@@ -251,6 +271,44 @@ def test_a_block_that_is_held_ends_first():
             done.append("inner")
         pytest.fail("the signal was forgotten")
     assert done == ["inner"]
+
+
+def test_a_command_that_runs_another_passes_the_signal_on_and_waits_for_it(tmp_path):
+    inner = ("import os, signal, sys, time\nfrom common.errors import exit_cleanly\nfrom common.signals import held\n"
+             "def main():\n    with held():\n        os.kill(os.getppid(), signal.SIGTERM)\n        time.sleep(0.5)\n"
+             "        open(sys.argv[1], 'w').write('kept')\n    time.sleep(600)\n"
+             "exit_cleanly(main)\n")
+    outer = ("import sys\nfrom common.errors import exit_cleanly\nfrom common.signals import status_of\n"
+             "exit_cleanly(lambda: status_of([sys.executable, '-c', *sys.argv[1:]]))\n")
+    ended = subprocess.run((sys.executable, "-c", outer, inner, tmp_path / "step"), cwd=ROOT, capture_output=True,
+                           text=True)
+    assert ended.returncode == 143 and ended.stderr.count("stopped by SIGTERM") == 2
+    assert (tmp_path / "step").read_text() == "kept"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_was_lost_in_a_finaliser_is_raised_later():
+    class Last:
+        def __del__(self):
+            ask()
+
+    with pytest.raises(signals.Stopped), signals.caught():
+        Last()                                                    # python prints that it ignores what was raised
+        with signals.held():
+            pass
+        pytest.fail("the signal was forgotten")
+
+
+def test_while_a_signal_unwinds_it_is_not_raised_again():
+    done = []
+    with signals.caught():
+        try:
+            ask()
+        except signals.Stopped:
+            with signals.held():
+                done.append("kept")
+            done.append("behind")
+    assert done == ["kept", "behind"]
 
 
 def test_an_error_in_a_held_block_is_what_is_told():
