@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
               "losses": lost, "slowest_sigterm_seconds": max(terms, default=None), "limit_seconds": args.seconds,
               "seconds": round(time.monotonic() - began, 1), "environment": environment("cpu", "fp32", 1)}
     write_json(args.out, record)
-    print(markdown([kill_grid(record), fault_grid(record)]))
+    print(markdown([kill_grid(record), *([fault_grid(record)] if faults else [])]))
     if lost:
         print(f"runs with losses: {root}")
     elif args.work is None:
