@@ -34,7 +34,7 @@ BOARD_CIFAR10  := adarat/cifar10 dyart/cifar10 rpat/cifar10 rpat/cifar10-sotas b
 BOARD_CIFAR100 := adarat/cifar100 rpat/cifar100 rpat/cifar100-sotas brainreg/cifar100-rgb experiments/cifar100
 
 .PHONY: help setup download quick test test-slow test-all test-oldest lint fuzz bench bench-grow profile fast-vs-plain \
-        spread report leaderboard doctor clean-build \
+        spread chaos report leaderboard doctor clean-build \
         reproduce-adarat-cifar10 reproduce-adarat-cifar100 \
         reproduce-dyart-cifar10 reproduce-dyart-cifar10-extra reproduce-dyart-tiny-imagenet \
         reproduce-rpat-cifar10 reproduce-rpat-cifar100 reproduce-rpat-tiny-imagenet reproduce-rpat-l2 \
@@ -134,6 +134,10 @@ fast-vs-plain: $(READY) ## Five seeds trained in bf16 and in float32: do accurac
 
 spread: $(READY) ## Train the same seed several times, with and without --deterministic: how far do the bits part?
 	$(PYTHON) -m scripts.seed_spread $(if $(DEVICE),--device $(call quoted,DEVICE))
+
+chaos: $(READY) ## Kill every kind of job at 20 random moments, fail disks, count losses: 10 minutes (ONLY="dyart faults")
+	$(if $(ONLY),$(PYTHON) -m scripts.chaos --only $(ONLY) --out build/chaos.json,\
+	  status=0; $(PYTHON) -m scripts.chaos || status=$$?; $(PYTHON) -m scripts.reliability; exit $$status)
 
 reproduce-adarat-cifar10: $(READY) ## AdaRAT on CIFAR-10: teachers, all methods and variants, evaluation, table, figures
 	$(call reproduce,adarat,cifar10)

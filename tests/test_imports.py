@@ -14,6 +14,7 @@ WITHOUT_TORCH = ("common.records", "common.report", "common.runs", "common.stats
                  "common.alarms", "common.error_codes", "common.locks", "common.signals",
                  "common.seeds", "common.against", "common.board", "common.compare", "common.compare_words",
                  "common.leaderboard", "common.leaderboard_page", "common.leaderboard_plot", "common.doctor.leftovers",
+                 "common.reliability", "scripts.reliability",
                  "common.doctor.runs", "scripts.compare", "scripts.doctor",
                  "scripts.leaderboard", "scripts.make_rules", "scripts.report")
 OURS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
