@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from common import reported as published
-from common.cells import Cell
+from common.cells import Cell, weights_of
 from common.records import RunRecord
 from common.render import DASH, Grid
 from common.reported import Reported
@@ -118,7 +118,7 @@ def _reasons(table: Table, dataset: str, budget: str, runs: Sequence[RunRecord],
 
 def selected(runs: Sequence[RunRecord], row: Row) -> str:
     """What the weights were chosen on; "last" where nothing was."""
-    return row.suffix.strip() or distinct(run.train["selected_on"] or "last" for run in runs)
+    return distinct(weights_of(run, row.suffix) for run in runs)
 
 
 def distinct(values: Any) -> str:

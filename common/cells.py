@@ -135,6 +135,14 @@ def stale(run: RunRecord, record: EvalRecord) -> bool:
     return named.get("sha256") != record.record["weights_sha256"]
 
 
+def weights_of(run: RunRecord, suffix: str = "") -> str:
+    """What a row says of a run's weights: its own suffix, what they were selected on, or "last"."""
+    if suffix.strip():
+        return suffix.strip()
+    judged = {record.record["checkpoint"] for record in run.evals.values()}
+    return "last" if judged == {"last"} else run.train["selected_on"] or "last"
+
+
 def cell(runs: Sequence[RunRecord], evaluator: str, plans: Sequence[str] = ()) -> Cell | None:
     """The verdicts of one evaluator on one method's seeds (see `group`); ValueError if protocols differ."""
     found = [(run, *pair) for run in runs if (pair := result_of(run, evaluator, plans))]

@@ -13,7 +13,7 @@ from common import reported as published
 from common.against import lines
 from common.alarms import summary
 from common.cells import Cell as Cell
-from common.cells import Combined, Unlike, combination, judging, rank_of, short, stale
+from common.cells import Combined, Unlike, combination, judging, rank_of, short, stale, weights_of
 from common.cells import cell as cell
 from common.cells import group as group
 from common.cells import result_of as result_of
@@ -96,9 +96,10 @@ def _main(table: Table, reported: list[Reported], dataset: str, title: str,
             if other:
                 text += f" / {other.value} ({sources.setdefault(_source(other), f'r{len(sources) + 1}')})"
             texts.append(text)
-            values.append(_value(row, column, ours, other, members))
+            if ours or other:
+                values.append(_value(row, column, ours, other, members))
         epochs = _distinct(run.train["epochs"] for run in members)
-        chosen = _distinct(_selected(run, row) for run in members)
+        chosen = _distinct(weights_of(run, row.suffix) for run in members)
         seeds = ", ".join(str(run.run["seed"]) for run in members)
         if candidates or any(cells[row, column] for column in table.columns) or (members and not row.suffix):
             rows.append((row.label, seeds or DASH, epochs, chosen, *texts))
@@ -135,10 +136,6 @@ def _source(one: Reported) -> str:
             f"{one.checkpoint}; class {one.source_class} ({published.CLASSES[one.source_class]}): {one.source}")
 
 
-def _selected(run: RunRecord, row: Row) -> str:
-    return row.suffix.strip() or run.train["selected_on"] or "last"
-
-
 def _distinct(values: Any) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values)) or DASH
 
@@ -156,7 +153,7 @@ def _value(row: Row, column: Column, ours: AnyCell | None, other: Reported | Non
             "norm": counted.result["norm"] if counted else None,
             "eps": _digits(counted.result["eps"]) if counted else None,
             "epochs": _distinct(run.train["epochs"] for run in members) if ours else None,
-            "weights": _distinct(_selected(run, row) for run in members) if ours else None,
+            "weights": _distinct(weights_of(run, row.suffix) for run in members) if ours else None,
             "reported_percent": other and other.value, "reported_metric": other and other.metric,
             "reported_class": other and other.source_class, "reported_checkpoint": other and other.checkpoint,
             "reported_source": other and other.source, "records": " ".join(ours.records) if ours else None}
