@@ -92,7 +92,7 @@ def _of_run(record: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(config.get("data", {}), Mapping):
         yield f"'config' has for 'data' {_shown(config['data'])}, not dict"
     model = config.get("model")
-    if not isinstance(model, Mapping) or not isinstance(model.get("name"), str):
+    if not isinstance(model, Mapping) or not isinstance(model.get("name", model.get("builder")), str):
         yield f"'config' has for 'model' {_shown(model)}, which names no network"
     try:
         shlex.split(record["command"])
