@@ -10,7 +10,6 @@ from common.errors import UserError
 from common.evaluation.plans import Plan
 from common.files import read_json
 
-CODE = "E-DATA-CHANGED"
 WORDS = {"data.train_fingerprint": "training images or labels", "data.test_fingerprint": "test images or labels",
          "data.validation_fingerprint": "validation images or labels",
          "data.extra_fingerprint": "extra training images",
@@ -65,7 +64,7 @@ def check_corruptions(path: Path, plan: Plan, weights: str) -> None:
     if other:
         raise UserError(f"{portable(str(path))} was measured on other files of corrupted images: {', '.join(other[:4])}"
                         f"{' ...' if len(other) > 4 else ''}.npy have changed since. Put the old ones back, or move "
-                        "that record away to measure on the new ones. Nothing was changed", code=CODE)
+                        "that record away to measure on the new ones. Nothing was changed", code="E-DATA-CHANGED")
 
 
 def last_started(run_json: Path) -> str:

@@ -291,7 +291,7 @@ def alone(part: Path) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process is fetching {part}: wait for it, then type the same command again",
-                            code="E-DOWNLOAD") from error
+                            code="E-BUSY") from error
         except OSError:                                    # a file system without locks
             pass
         try:

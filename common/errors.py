@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import sys
 import traceback
@@ -27,7 +28,8 @@ class UserError(Exception):
 
 def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` as a command: a UserError becomes one line on stderr and exit status 2, SIGTERM (common.signals)
-    one and status 143, Ctrl-C one and status 130.
+    one and status 143, Ctrl-C one and status 130.  One whose output nobody reads any more ends quietly, with status 141
+    if it was not done.
 
     Anything else is a defect of ours and keeps its traceback.  Of several processes that work together (common.group)
     the first that fails says so, all end with its status, and none waits for another that is gone.
@@ -48,36 +50,73 @@ def _status_of(main: Callable[[], int | None]) -> Any:
             status = main()
         except SystemExit as ended:
             status = ended.code
-        with suppress(BrokenPipeError):    # who read it has enough
+        try:
             sys.stdout.flush()             # a full disk under a log is told here, not by the interpreter
+        except BrokenPipeError:
+            _unheard()
         leave(status or 0)
     except UserError as error:
-        _stop(2, "error: " + " ".join(str(error).split()) + (f" [{error.code}]" if error.code else ""))
+        _stop(2, _line(error))
     except KeyboardInterrupt:          # of several processes, or where it was raised by hand
         _stop(130, signals.Stopped(signal.SIGINT).line)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK:
-            _stop(2, _disk_line(error))
-        # Here, not above: it raises UserErrors itself.
-        from common import determinism
-
-        if (said := determinism.in_words(error)) is not None:
-            _stop(2, f"error: {said} [{said.code}]")
+        if isinstance(error, BrokenPipeError) and _unheard():
+            _stop(128 + signal.SIGPIPE, "")
+        if (said := _in_words(error)) is not None:
+            _stop(2, _line(said))
         if (watch := _watch()) is not None:
             watch.fail(1, traceback.format_exc().rstrip())
         raise
     return status or 0
 
 
-def _disk_line(error: OSError) -> str:
+def _line(error: UserError) -> str:
+    return "error: " + " ".join(str(error).split()) + (f" [{error.code}]" if error.code else "")
+
+
+def _in_words(error: Exception) -> UserError | None:
+    """The UserError for an error that is no defect, where nobody nearer to it has made one: a full disk, no memory,
+    what torch does not compute deterministically; None for any other."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        return _disk_failure(error)
+    if "torch" not in sys.modules:
+        return None
+    # Here, not above: they import torch, and raise UserErrors themselves.
+    from common import determinism, memory
+
+    return determinism.in_words(error) or memory.in_words(error)
+
+
+def _disk_failure(error: OSError) -> UserError:
     """What is said of a disk that takes no more, where no writer has said it: standard output, a temporary folder."""
     if error.filename is None:
         # What is left to print would fail again when the interpreter ends.
         with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard(sys.stdout)
     where = error.filename or "standard output or a temporary file"
-    return (f"error: cannot write {where}: {error.strerror}: free some space (or set TMPDIR) and type the same command "
-            "again; what is done is kept [E-DISK-FULL]")
+    return UserError(f"cannot write {where}: {error.strerror}: free some space (or set TMPDIR) and type the same "
+                     "command again; what is done is kept", code="E-DISK-FULL")
+
+
+def _unheard() -> bool:
+    """Whether who read standard output or error has enough, as `head` has; what is left to print is then thrown away,
+    by the interpreter too when it ends."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):      # closed, or none of the system's
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)
+            if poll.poll(0):                                     # only errors are looked for
+                gone = True
+                _discard(stream)
+    return gone
+
+
+def _discard(stream: Any) -> None:
+    """Let what is printed to a stream from now on go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _meet() -> Callable[[Any], None]:
@@ -107,6 +146,7 @@ def _watch() -> Any:
 def _stop(status: int, line: str) -> NoReturn:
     if (watch := _watch()) is not None:
         watch.fail(status, line)
-    with suppress(OSError):
-        print(line, file=sys.stderr)
+    if line:
+        with suppress(OSError):
+            print(line, file=sys.stderr)
     sys.exit(status)

@@ -5,6 +5,7 @@ Of several processes (common.group) rank 0 writes and decides; all must see the 
 """
 
 import importlib
+import inspect
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from common import determinism, group, locks, models, records
-from common.changed import CODE, changed_files, check_corruptions, last_started
+from common.changed import changed_files, check_corruptions, last_started
 from common.checkpoint import load_weights
 from common.data import DataSet, Split, hold_out, load
 from common.data.corruption_files import CorruptionFiles
@@ -73,10 +74,16 @@ class Experiment:
         return records.config_sha256(self.config)
 
     def check_free(self) -> None:
-        """Raise UserError if the folder holds a run of another configuration or on other files, naming what differs.
+        """Raise UserError if the folder holds a run of another configuration or on other files, naming what differs,
+        or if a file is in the place of a folder.
 
         A run that make made from an older plan is no such case: `open` moves it out of the way.
         """
+        for flag, folder in (("--results", self.folder), ("--weights", self.weights)):
+            there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+            if there is not None and not there.is_dir():
+                raise UserError(f"{flag}: {portable(str(there))} is a file, and a folder is needed there: name another "
+                                "folder, or move the file away", code="E-OUT")
         there = self._other()
         if there is None or self._outdated(there):
             return
@@ -85,7 +92,7 @@ class Experiment:
             raise UserError(f"{portable(str(self.folder))} was started on other files, the last time on "
                             f"{last_started(self.folder / 'run.json')}: {'; '.join(told)}. Put the old ones back and "
                             "type the same command again, or give a run on the new ones another name with --run. "
-                            "Nothing was changed", code=CODE)
+                            "Nothing was changed", code="E-DATA-CHANGED")
         pairs = {key: (other.get(key, "unset"), ours.get(key, "unset")) for key in other.keys() | ours.keys()}
         names = sorted(key for key, (theirs, mine) in pairs.items() if theirs != mine)
         shown = "; ".join(f"{key} {pairs[key][0]!r} there, {pairs[key][1]!r} here" for key in names[:4])
@@ -255,17 +262,25 @@ def load_data(spec: str, data_dir: str | None, *, n_train: int | None = None, he
 def build_network(description: Mapping[str, Any]) -> nn.Module:
     """The network that config["model"] describes: {"name", "classes", ...} for `common.models.build`, or
     {"builder": "PAPER.network:build", ...} for a network that only one paper has.  Any other builder is a UserError:
-    the description may stand in a record of anybody's, and what it names would be run.
+    the description may stand in a record of anybody's, and what it names would be run.  So are settings that are
+    lacking or that the network does not have.
     """
     options = dict(description)
     builder = options.pop("builder", None)
     if builder is None:
-        return models.build(options.pop("name"), **options)
-    package, _, function = str(builder).partition(".")
-    if function != "network:build" or not (ROOT / package / "network.py").is_file():
-        raise UserError(f"a record says that {builder} builds the network; it is none of this repository's and was not "
-                        f"run: where you trust it, name it yourself with --model {builder}", code="E-BUILDER")
-    return importlib.import_module(f"{package}.network").build(**options)
+        build = models.build
+    else:
+        package, _, function = str(builder).partition(".")
+        if function != "network:build" or not (ROOT / package / "network.py").is_file():
+            raise UserError(f"a record says that {builder} builds the network; it is none of this repository's and was "
+                            f"not run: where you trust it, name it yourself with --model {builder}", code="E-BUILDER")
+        build = importlib.import_module(f"{package}.network").build
+    try:
+        inspect.signature(build).bind(**options)
+    except TypeError as error:
+        raise UserError(f"a record's description of its network is not whole ({error}): restore the record from git, "
+                        "or train the run again", code="E-RECORD") from error
+    return build(**options)
 
 
 def judge(*, folder: Path, weights: Path, plan: Plan, test: Split, data: Mapping[str, Any], engine: Engine,

@@ -136,9 +136,9 @@ def memory_free() -> int | None:
     return min(found, default=None)
 
 
-def check_memory(nbytes: int, what: str) -> None:
-    """UserError if so many bytes are more than the memory that is free."""
+def check_memory(nbytes: int, what: str, instead: str = "use fewer or smaller images") -> None:
+    """UserError if so many bytes are more than the memory that is free; instead: what may be done."""
     free = memory_free()
     if free is not None and nbytes > free:
-        raise UserError(f"{what} takes {nbytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: use fewer or "
-                        "smaller images, or a machine with more memory", code="E-MEMORY")
+        raise UserError(f"{what} takes {nbytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: {instead}, "
+                        "or a machine with more memory", code="E-MEMORY")

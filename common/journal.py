@@ -21,6 +21,7 @@ from tqdm import tqdm
 from common import checkpoint, group
 from common.alarms import Alarm, found
 from common.errors import UserError
+from common.memory import ran_out
 from common.records import append_metrics, read_metrics, truncate_metrics
 from common.signals import Stopped, held
 from common.types import Batch
@@ -71,7 +72,7 @@ class Journal:
         if missing := [name for name in self.best if not (self.weights / f"{name}.pt").exists()]:
             raise UserError(f"{self.weights / missing[0]}.pt is missing, the best weights of the {self.epoch} epochs "
                             f"that {path.name} has trained: restore it, or move {self.weights} away to train again",
-                            code="E-RESUME-BEST")
+                            code="E-RESUME")
         lines = len(read_metrics(self.metrics, self.epoch))
         if lines < self.epoch:
             raise UserError(f"{self.metrics} has {lines} of the {self.epoch} epochs that {path} has trained: restore "
@@ -96,12 +97,12 @@ class Journal:
                     self.logs = unpacked(running["logs"], len(running["counts"]))
                     self.counts, self._before = list(running["counts"]), (running["seconds"], running["training"])
                 return
-        except torch.OutOfMemoryError:
-            raise
         # All but the first: a tree of tensors that is no resume file, or not of this network.
         except (UserError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            if ran_out(error) or getattr(error, "code", None) == "E-MEMORY":
+                raise
             raise UserError(f"{path} is damaged or no resume file of this run ({_brief(error)}): restore it, or remove "
-                            "it to train this run again from its first epoch", code="E-RESUME-DAMAGED") from error
+                            "it to train this run again from its first epoch", code="E-RESUME") from error
         raise UserError(f"{path} belongs to another configuration: give this run another name (--run), "
                         "or move the old folder away", code="E-RESUME")
 

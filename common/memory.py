@@ -21,7 +21,6 @@ from common.errors import UserError
 from common.records import read_metrics
 from common.types import Batch, StepContext
 
-CODE = "E-MEMORY"
 SECONDS = 60.0                 # no further size is tried after that
 ALLOCATORS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "out of memory")
 VALIDATING = "in the validation between epochs"
@@ -37,6 +36,15 @@ def wanted(error: BaseException) -> str:
     """" (20.00 MiB more were asked for)", where the error says so."""
     found = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     return f" ({found[1]} more were asked for)" if found else ""
+
+
+def in_words(error: BaseException) -> UserError | None:
+    """The UserError for an error that means too little memory, met outside of the steps that are explained below; None
+    for any other."""
+    if not ran_out(error):
+        return None
+    return UserError(f"out of memory{wanted(error)}: free memory that other programs hold, or take a smaller network, "
+                     "fewer images or a smaller batch size; what is done is kept", code="E-MEMORY")
 
 
 def released(error: BaseException | None) -> None:
@@ -114,7 +122,8 @@ def _refusal(given: Mapping[str, Any], learners: tuple[tuple[str, str], ...], mo
     kept = f"the last saved state is kept in {given['weights']}"
     if validating:
         return UserError(f"out of memory {VALIDATING}, {where}: let it take fewer images at a time (the flag of its "
-                         f"batch, where there is one) or free memory, and type the same command again: {kept}", CODE)
+                         f"batch, where there is one) or free memory, and type the same command again: {kept}",
+                         "E-MEMORY")
     epoch = len(read_metrics(Path(given["out"]) / "metrics.jsonl"))
     engine.forget()
     network.zero_grad(set_to_none=True)
@@ -139,11 +148,11 @@ def _refusal(given: Mapping[str, Any], learners: tuple[tuple[str, str], ...], mo
     flag, said = getattr(batches, "flag", "--batch_size"), f"out of memory in a training step with {total} images"
     if size is None:
         return UserError(f"{said}, {where}, and none of fewer images was found to fit: free memory that other programs "
-                         f"hold, or take a smaller network; {kept}", CODE)
+                         f"hold, or take a smaller network; {kept}", "E-MEMORY")
     fits = size if share is None else size * group.current().ranks
     return UserError(f"{said}, {where}. A step with {fits} images fits here: give {flag} {fits} and another name with "
                      f"--run, for that is another training (more steps an epoch: lower the learning rate, too); or "
-                     f"free memory and type the same command again: {kept}", CODE)
+                     f"free memory and type the same command again: {kept}", "E-MEMORY")
 
 
 def _step(network: torch.nn.Module, objective: Any, optim: Any, batch: Batch, context: StepContext, engine: Any
@@ -199,6 +208,7 @@ def _too_large(plan: Any, tried: int, size: int | None, where: str) -> UserError
               "memory, or name a plan or a flag of smaller chunks, which is another measurement" if whole else "")
     if size is None:
         return UserError(f"{said}, and no pass of fewer images was found to fit: free memory that other programs hold; "
-                         "the chunks that are done are kept", CODE)
+                         "the chunks that are done are kept", "E-MEMORY")
     return UserError(f"{said}. A pass with {size} images and its gradient fits here: evaluate with --batch_size {size} "
-                     f"(scripts/evaluate.py; it changes no verdict){chunks}. The chunks that are done are kept", CODE)
+                     f"(scripts/evaluate.py; it changes no verdict){chunks}. The chunks that are done are kept",
+                     "E-MEMORY")

@@ -175,4 +175,4 @@ def _odd(path: Path, what: str) -> NoReturn:
 
 def _refuse(path: Path, what: str) -> NoReturn:
     raise UserError(f"{path} is no checkpoint that torch can read: damaged, cut short or another kind of file (it "
-                    f"{what}); fetch it or save it again", code="E-CHECKPOINT-SIZE")
+                    f"{what}); fetch it or save it again", code="E-CHECKPOINT-DAMAGED")

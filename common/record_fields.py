@@ -88,9 +88,12 @@ def _of_run(record: Mapping[str, Any]) -> Iterator[str]:
     for key, values in (("quirks", record["quirks"]), ("needs", record["needs"].keys())):
         if not all(isinstance(value, str) and value.isprintable() for value in values):
             yield f"{key!r} is {_shown(record[key])}, not names"
-    for key in ("data", "model"):
-        if not isinstance(record["config"].get(key, {}), Mapping):
-            yield f"'config' has for {key!r} {_shown(record['config'][key])}, not dict"
+    config = record["config"]
+    if not isinstance(config.get("data", {}), Mapping):
+        yield f"'config' has for 'data' {_shown(config['data'])}, not dict"
+    model = config.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("name", model.get("builder")), str):
+        yield f"'config' has for 'model' {_shown(model)}, which names no network"
     try:
         shlex.split(record["command"])
     except ValueError:

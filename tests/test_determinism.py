@@ -21,6 +21,7 @@ from common.evaluation.ledger import ledger_path
 from common.evaluation.plans import Evaluator, Plan
 from common.experiment import build_network, judge, load_data
 from common.records import read_record
+from common.tests.switches import switches_kept
 
 DIGITS = "--data digits --budget smoke --device cpu --n_train 64 --n_epoch_test 20 --run it"
 UNTESTED = "--final_test False"
@@ -46,14 +47,10 @@ TRAININGS = {
 @pytest.fixture(autouse=True)
 def switches(monkeypatch):
     """torch's switches, which belong to the process, and the environment stand afterwards as before."""
-    cudnn = torch.backends.cudnn
-    before = (torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(),
-              (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32))
     monkeypatch.delenv(determinism.WORKSPACE, raising=False)
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.set_float32_matmul_precision(before[1])
-    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = before[2]
+    with switches_kept():
+        yield
+
 
 
 def start(folder: Path, trainer: str, more: str = "") -> int | str | None:

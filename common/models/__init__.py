@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 
 from common.errors import UserError
+from common.inputs import check_memory
 from common.models.mobilenet import MobileNetV2
 from common.models.normalise import Normalise
 from common.models.pre_resnet import PreResNet
@@ -25,6 +28,8 @@ from common.models.vgg import VGG
 from common.models.wide_resnet import WideResNet
 
 __all__ = ["Normalise", "build", "count_parameters", "names"]
+
+USUAL = 4096                   # classes or width above which a network's size is looked at before it is made
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,25 @@ def build(name: str, *, classes: int, channels: int = 3, width: int | None = Non
         options["stem_stride"] = stem_stride
     if normalise is not None:
         options["normalise"] = _normalisation(normalise, channels)
+    if name not in REGISTRY or max(classes, width or 0) > USUAL:
+        _check_size(entry, name, options)
     return entry.make(**options)
+
+
+def _check_size(entry: Entry, name: str, options: dict[str, Any]) -> None:
+    """UserError for a network that is larger than the memory; it is made without its numbers first."""
+    try:
+        with torch.device("meta"):
+            model = entry.make(**options)
+    except (RuntimeError, TypeError, OverflowError) as error:       # more numbers than torch can count
+        raise UserError(f"{name} with {_sizes(options)} takes more memory than any machine has: take a smaller one",
+                        code="E-MEMORY") from error
+    check_memory(sum(parameter.nbytes for parameter in model.parameters()), f"{name} with {_sizes(options)}",
+                 "take a smaller network")
+
+
+def _sizes(options: dict[str, Any]) -> str:
+    return f"classes={options['classes']}" + (f", width={options['width']}" if "width" in options else "")
 
 
 def count_parameters(model: nn.Module) -> int:

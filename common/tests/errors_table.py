@@ -1,11 +1,12 @@
 """What the tests of docs/errors.md share: its rows, and a command run in a folder that it must leave as it was."""
 
 import hashlib
+import importlib
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from common.checkpoint import save_state
 from common.environment import ROOT
 from common.errors import exit_cleanly
 from common.models import build
+from common.tests.fabricate import fabricate
 
 PAGE = ROOT / "docs" / "errors.md"
 ROW = re.compile(r"\| (E-[A-Z-]+) \| (.+?) \| `(.+?)` \| (.+?) \|")
@@ -172,3 +174,15 @@ def evaluate(at: Path, monkeypatch: pytest.MonkeyPatch, subject: object, *words:
     from scripts.evaluate import main
     return command(monkeypatch, main, subject, "--plan", "quick", "--device", "cpu", "--weights", f"{at}/weights",
                    *words, bare=True)
+
+
+def script(monkeypatch: pytest.MonkeyPatch, name: str, *words: object) -> Run:
+    """A command of scripts/ that leaves errors to its caller."""
+    return command(monkeypatch, importlib.import_module(f"scripts.{name}").main, *words, bare=True)
+
+
+def two_runs(at: Path, second: str = "TRADES", **more: Any) -> list[Path]:
+    """The folders of two fabricated runs with evaluations."""
+    judged = {"clean": 0.8, "pgd": 0.4}
+    return [fabricate(at / "results", accuracies=judged),
+            fabricate(at / "results", method=second, **{"accuracies": judged, **more})]

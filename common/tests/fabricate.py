@@ -30,7 +30,8 @@ def fabricate(results: Path, *, method: str = "PGD-AT", variant: str = "plain", 
     """
     name = "-".join([method.lower(), *([variant] if variant != "plain" else [])]) + f"_{budget}_s{seed}"
     folder = folder_of(results, paper, dataset, name)
-    config = {"seed": seed, "epochs": 10, "up_lim": 1.1, "down_lim": 0.4, "tao": 0.01, **(config or {})}
+    config = {"seed": seed, "epochs": 10, "up_lim": 1.1, "down_lim": 0.4, "tao": 0.01, "model": {"name": "resnet18"},
+              **(config or {})}
     identity = {"paper": paper, "dataset": dataset, "run": name, "spec_sha256": spec}
     write_run(folder, {**identity, "method": method, "variant": variant, "budget": budget, "seed": seed,
                        "config": config, "config_sha256": config_sha256(config), "quirks": ["momentum-reset"],

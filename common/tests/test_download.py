@@ -232,7 +232,7 @@ def test_files_of_this_machine_are_no_addresses(tmp_path, site):
 def test_a_second_process_does_not_write_into_the_same_part(tmp_path, site):
     with open(tmp_path / "file.bin.part", "ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert "another process is fetching" in failed(remote(site), tmp_path)
+        assert "another process is fetching" in failed(remote(site), tmp_path, "E-BUSY")
     fetch(remote(site), tmp_path)
 
 

@@ -12,7 +12,7 @@ from common.tests.errors_table import PAGE, Row, rows
 
 HEADINGS = ("Flags", "make", "Data", "Checkpoints", "Runs and records", "While it runs")
 # They hand a code on, or choose among several.
-HANDED_ON = {"common/checkpoint.py": "error.code", "common/flags.py": "code"}
+HANDED_ON = {"common/checkpoint.py": "error.code", "common/data/vision.py": "error.code", "common/flags.py": "code"}
 
 
 @functools.cache

@@ -1,13 +1,18 @@
 """docs/errors.md, the data: each row's line, exit status 2, and nothing written."""
 
 import errno
+import hashlib
 import os
 import socket
+import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
+from common.archives import ARCHIVES
 from common.evaluation.corruptions import CIFAR_C
 from common.tests.errors_table import (
     Cases,
@@ -22,6 +27,7 @@ from common.tests.errors_table import (
     rows,
     weights,
 )
+from common.tests.file_server import serving
 
 CASES = Cases()
 of = CASES.of
@@ -89,6 +95,55 @@ def no_network(at, monkeypatch):
     return trained_on(at, monkeypatch, "cifar10")
 
 
+@of("E-NOT-A-FILE")
+def pipe(at, monkeypatch):
+    os.mkfifo(at / "a.npz")
+    return trained_on(at, monkeypatch, f"npz:{at}/a.npz")
+
+
+@of("E-DOWNLOAD-HASH")
+def another_archive(at, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    run = trained_on(at, monkeypatch, "cifar10")
+
+    def served():
+        with serving() as site:
+            site.content["/cifar-10-python.tar.gz"] = b"another"
+            monkeypatch.setattr(CIFAR10, "url", f"{site.url}/cifar-10-python.tar.gz")
+            run()
+    return served
+
+
+def fetched(at, monkeypatch, name):
+    """scripts/download.py."""
+    from scripts.download import main
+    return command(monkeypatch, main, name, "--data_dir", at / "data", bare=True)
+
+
+@of("E-DOWNLOAD-HASH")
+def half_an_archive(at, monkeypatch):
+    (at / "data").mkdir()
+    (at / "data" / "tiny-imagenet-200.zip").write_bytes(b"half")
+    return fetched(at, monkeypatch, "tiny-imagenet")
+
+
+@of("E-DOWNLOAD-UNPACK")
+def no_archive(at, monkeypatch):
+    known, content = ARCHIVES["tiny-imagenet"], b"no archive"
+    digest = f"md5:{hashlib.md5(content).hexdigest()}"
+    monkeypatch.setitem(ARCHIVES, "tiny-imagenet", replace(known, remote=replace(known.remote, digest=digest)))
+    (at / "data").mkdir()
+    (at / "data" / known.remote.name).write_bytes(content)
+    return fetched(at, monkeypatch, "tiny-imagenet")
+
+
+@of("E-DOWNLOAD-UNPACK")
+def unpacked_in_part(at, monkeypatch):
+    (at / "data" / "tiny-imagenet-200" / "train" / "n01443537").mkdir(parents=True)
+    return fetched(at, monkeypatch, "tiny-imagenet")
+
+
 @of("E-NPZ")
 def text(at, monkeypatch):
     (at / "a.npz").write_text("0,0,255\n")
@@ -118,6 +173,23 @@ def two_sizes(at, monkeypatch):
 @of("E-NPZ-OBJECTS")
 def objects(at, monkeypatch):
     return trained_on(at, monkeypatch, npz(at, train_labels=np.array([{}] * 24)))
+
+
+@of("E-NPZ-BOMB")
+def swelling(at, monkeypatch):
+    spec = npz(at)
+    content = (at / "a.npz").read_bytes()
+    size = content.index(b"PK\1\2") + 24                 # in the directory: to how many bytes the first one unpacks
+    (at / "a.npz").write_bytes(content[:size] + b"\xf0\xff\xff\xff" + content[size + 4:])
+    return trained_on(at, monkeypatch, spec)
+
+
+@of("E-ARCHIVE-NAME")
+def a_member_elsewhere(at, monkeypatch):
+    spec = npz(at)
+    with zipfile.ZipFile(at / "a.npz", "a") as archive:
+        archive.writestr("../out.npy", b"")
+    return trained_on(at, monkeypatch, spec)
 
 
 @of("E-LABELS")
@@ -175,9 +247,22 @@ def link_to_nowhere(at, monkeypatch):
     return trained_on(at, monkeypatch, f"folder:{at}/f")
 
 
+@of("E-FILE-NAME")
+def a_class_that_clears_the_screen(at, monkeypatch):
+    folder = image_folder(at)
+    (folder / "train" / "b").rename(folder / "train" / "b\x1b[2J")
+    return trained_on(at, monkeypatch, f"folder:{folder}")
+
+
 @of("E-IMAGE")
 def no_image(at, monkeypatch):
     (image_folder(at) / "train" / "a" / "1.png").write_text("cat")
+    return trained_on(at, monkeypatch, f"folder:{at}/f")
+
+
+@of("E-IMAGE-BOMB")
+def an_image_beyond_all_size(at, monkeypatch):
+    Image.new("1", (9000, 9000)).save(image_folder(at) / "train" / "a" / "1.png")
     return trained_on(at, monkeypatch, f"folder:{at}/f")
 
 

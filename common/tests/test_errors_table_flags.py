@@ -1,8 +1,11 @@
 """docs/errors.md, what is typed: each row's line, exit status 2, and nothing written."""
 
 import pytest
+import torch
 
+from common import determinism, engine
 from common.data import load
+from common.engine import Engine
 from common.environment import ROOT
 from common.files import sha256_of
 from common.tests.errors_table import (
@@ -20,6 +23,7 @@ from common.tests.errors_table import (
     weights,
 )
 from common.tests.fabricate import fabricate
+from common.tests.switches import switches_kept
 
 CASES = Cases()
 of = CASES.of
@@ -133,6 +137,38 @@ def unknown_speedup(at, monkeypatch):
     return adarat(at, monkeypatch, "--speedups", "turbo")
 
 
+def deterministic(device="cpu", **more):
+    """The choice of a deterministic engine."""
+    def run():
+        with switches_kept():
+            Engine.choose(device, "fp32", deterministic=True, **more)
+    return function(run)
+
+
+@of("E-DETERMINISTIC")
+def kernels_that_win_a_race(at, monkeypatch):
+    monkeypatch.setenv(determinism.WORKSPACE, determinism.BUFFERS)
+    monkeypatch.setattr(engine, "find_device", torch.device)              # this machine may have no GPU
+    return deterministic("cuda", speedups="compile")
+
+
+@of("E-DETERMINISTIC")
+def cublas_set_otherwise(at, monkeypatch):
+    monkeypatch.setenv(determinism.WORKSPACE, ":0:0")
+    return deterministic()
+
+
+@of("E-DETERMINISTIC")
+def only_at_random(at, monkeypatch):
+    monkeypatch.setenv(determinism.WORKSPACE, determinism.BUFFERS)
+
+    def run():
+        with switches_kept():
+            determinism.switch_on()
+            torch.zeros(3).put_(torch.tensor([1, 1]), torch.tensor([1.0, 2.0]))
+    return function(run)
+
+
 @of("E-PLAN")
 def unknown_plan(at, monkeypatch):
     return adarat(at, monkeypatch, "--data", npz(at), "--final_test", "True", "--plan", "best")
@@ -169,6 +205,11 @@ def allow_what(at, monkeypatch):
 @of("E-OUT")
 def receipt_of_another_kind(at, monkeypatch):
     return evaluate(at, monkeypatch, *weights(at), "--receipt", at / "r.zip")
+
+
+@of("E-OUT")
+def a_file_in_the_place_of_a_folder(at, monkeypatch):
+    return adarat(at, monkeypatch, "--data", npz(at), "--weights", at / "a.npz")
 
 
 @of("E-MODEL")

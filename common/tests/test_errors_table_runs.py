@@ -1,19 +1,19 @@
-"""docs/errors.md, checkpoints, runs and what happens while they run: each row's line, status 2, nothing lost."""
+"""docs/errors.md, runs and records: each row's line, exit status 2, nothing lost."""
 
-import errno
-import importlib
+import fcntl
 import os
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from common import group
+from common.changed import check_corruptions
 from common.checkpoint import save_state
+from common.data.unchanged import Seen
+from common.evaluation import Evaluator, Plan
 from common.files import read_json, write_json
-from common.models import build
 from common.tests.errors_table import (
     SHORT,
     Cases,
@@ -26,16 +26,17 @@ from common.tests.errors_table import (
     npz,
     places,
     rows,
-    weights,
+    script,
+    two_runs,
 )
-from common.tests.fabricate import fabricate
 
 CASES = Cases()
 of = CASES.of
-MINE = rows("Checkpoints", "Runs and records", "While it runs")
+MINE = rows("Runs and records")
 MADE: dict[str, Path] = {}                   # what `make` made, once for all rows
 FAST = ("--model", "small", "--width", "4", "--device", "cpu", "--precision", "fp32", "--batch_size", "8",
-        "--n_train", "24", "--n_epoch_test", "8")
+        "--n_train", "22", "--n_epoch_test", "8")
+RPAT = (*FAST, "--epochs", "1", "--n_iters", "1", "--save_step", "0", "--val", "--run", "r_run")
 
 
 def make(folder: Path) -> None:
@@ -45,7 +46,7 @@ def make(folder: Path) -> None:
     spec = npz(folder)
     with pytest.MonkeyPatch.context() as patch:
         for main, words in ((lambda: adarats("PGD-AT", "cifar10"), (*SHORT, "--n_epoch_test", "8", "--run", "a_run")),
-                            (rpats, (*FAST, "--epochs", "1", "--n_iters", "1", "--save_step", "0", "--run", "r_run"))):
+                            (rpats, RPAT)):
             with pytest.raises(SystemExit) as left:
                 command(patch, main, *words, "--data", spec, *places(folder))()
             assert not left.value.code
@@ -83,62 +84,17 @@ def evaluated(at, monkeypatch, *words):
     return evaluate(at, monkeypatch, at / "results/adarat/a/a_run", "--data", f"npz:{at}/a.npz", *words)
 
 
-def script(monkeypatch, name, *words):
-    """A command of scripts/ that leaves errors to its caller."""
-    return command(monkeypatch, importlib.import_module(f"scripts.{name}").main, *words, bare=True)
+def stopped(at, name="a_run", paper="adarat") -> Path:
+    """The weights of a run that is not trained to its end."""
+    folder = run_in(at, name, paper)
+    (folder / "train.json").unlink()
+    return at / "weights" / paper / "a" / name
 
 
-# -- checkpoints -----------------------------------------------------------------------------------------------------
+def gone_on_with(at, monkeypatch, *words):
+    """The command of the run of AdaRAT's."""
+    return adarat(at, monkeypatch, "--data", f"npz:{at}/a.npz", "--n_epoch_test", "8", "--run", "a_run", *words)
 
-@of("E-CHECKPOINT-MISSING")
-def no_checkpoint(at, monkeypatch):
-    return evaluate(at, monkeypatch, at / "none.pt", *weights(at)[1:])
-
-
-@of("E-CHECKPOINT-DAMAGED")
-def cut_short(at, monkeypatch):
-    file, *words = weights(at)
-    file.write_bytes(file.read_bytes()[:2000])
-    return evaluate(at, monkeypatch, file, *words)
-
-
-@of("E-CHECKPOINT-FIT")
-def another_width(at, monkeypatch):
-    return evaluate(at, monkeypatch, *weights(at), "--width", "8")
-
-
-@of("E-CHECKPOINT-PART")
-def several_networks(at, monkeypatch):
-    file, *words = weights(at)
-    state = torch.load(file, weights_only=True)
-    torch.save({"student": state, "teacher": {name: value + 1 for name, value in state.items()}}, file)
-    return evaluate(at, monkeypatch, file, *words)
-
-
-@of("E-CHECKPOINT-NORMALISE")
-def normalised_in_the_file(at, monkeypatch):
-    file, *words = weights(at)
-    save_state(file, build("small", classes=3, width=4, normalise=([0.5] * 3, [0.25] * 3)).state_dict())
-    return evaluate(at, monkeypatch, file, *words)
-
-
-@of("E-PICKLE")
-def whole_network(at, monkeypatch):
-    file, *words = weights(at)
-    torch.save(build("small", classes=3, width=4), file)
-    return evaluate(at, monkeypatch, file, *words)
-
-
-@of("E-PACKAGE")
-def no_safetensors(at, monkeypatch):
-    file, *words = weights(at)
-    file.rename(at / "w.safetensors")
-    for name in ("safetensors", "safetensors.torch"):
-        monkeypatch.setitem(sys.modules, name, None)
-    return evaluate(at, monkeypatch, at / "w.safetensors", *words)
-
-
-# -- runs and records ------------------------------------------------------------------------------------------------
 
 @of("E-NO-RUN")
 def no_run(at, monkeypatch):
@@ -163,8 +119,7 @@ def nothing_to_resume(at, monkeypatch):
 @of("E-RUN-OTHER-CONFIG")
 def another_step(at, monkeypatch):
     run_in(at)
-    return adarat(at, monkeypatch, "--data", f"npz:{at}/a.npz", "--n_epoch_test", "8", "--run", "a_run",
-                  "--learning_rate", "0.2")
+    return gone_on_with(at, monkeypatch, "--learning_rate", "0.2")
 
 
 @of("E-RUN-OTHER-SCRIPT")
@@ -197,11 +152,85 @@ def nothing_to_go_on_from(at, monkeypatch):
 
 @of("E-RESUME")
 def a_state_of_another_run(at, monkeypatch):
-    folder = run_in(at)
-    (folder / "train.json").unlink()
-    state = torch.load(kept(at).with_name("resume.pt"), weights_only=True)
-    torch.save({**state, "identity": "another"}, kept(at).with_name("resume.pt"))
-    return adarat(at, monkeypatch, "--data", f"npz:{at}/a.npz", "--n_epoch_test", "8", "--run", "a_run")
+    path = stopped(at) / "resume.pt"
+    torch.save({**torch.load(path, weights_only=True), "identity": "another"}, path)
+    return gone_on_with(at, monkeypatch)
+
+
+@of("E-RESUME")
+def a_damaged_state(at, monkeypatch):
+    state = stopped(at) / "resume.pt"
+    state.write_bytes(state.read_bytes()[:2000])
+    return gone_on_with(at, monkeypatch)
+
+
+@of("E-RESUME")
+def best_weights_gone(at, monkeypatch):
+    from rpat.flags import main
+    (stopped(at, "r_run", "rpat") / "best.pt").unlink()
+    return command(monkeypatch, main, *RPAT, "--data", f"npz:{at}/a.npz", *places(at))
+
+
+@of("E-RESUME")
+def metrics_gone(at, monkeypatch):
+    stopped(at)
+    (at / "results/adarat/a/a_run/metrics.jsonl").write_text("")
+    return gone_on_with(at, monkeypatch)
+
+
+@of("E-DATA-CHANGED")
+def other_training_images(at, monkeypatch):
+    stopped(at)
+    npz(at, train_images=arrays()["train_images"] // 2)
+    return gone_on_with(at, monkeypatch)
+
+
+@of("E-DATA-CHANGED")
+def other_corrupted_images(at, monkeypatch):
+    def fog(digest):
+        return Evaluator("fog 1", "corruption-file", settings={"corruption": "fog", "severity": 1, "set": "CIFAR-10-C",
+                                                               "sha256": digest * 64})
+    write_json(at / "eval-c.json", {"weights_sha256": "w", "results": [{"name": "fog 1", "settings":
+                                                                         dict(fog("a").settings)}]})
+    return function(lambda: check_corruptions(at / "eval-c.json", Plan("c", (fog("b"),)), "w"))
+
+
+@of("E-DATA-CHANGED")
+def replaced_while_it_is_read(at, monkeypatch):
+    npz(at)
+    seen = Seen.now(at / "a.npz")
+    npz(at, test_images=arrays(size=9)["test_images"])
+    return function(seen.check)
+
+
+def held(path) -> Callable[[], None]:
+    """Lock a file as another process does; what frees it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return lambda: os.close(file)
+
+
+def meanwhile(run, free):
+    """The command, and after it the lock's end."""
+    def both():
+        try:
+            run()
+        finally:
+            free()
+    return both
+
+
+@of("E-BUSY")
+def two_jobs_on_one_run(at, monkeypatch):
+    free = held(at / "weights/adarat/a/.new.lock")
+    return meanwhile(adarat(at, monkeypatch, "--data", npz(at), "--run", "new"), free)
+
+
+@of("E-BUSY")
+def two_downloads(at, monkeypatch):
+    free = held(at / "data/cifar-10-python.tar.gz.part")
+    return meanwhile(adarat(at, monkeypatch, "--data", "cifar10"), free)
 
 
 @of("E-WEIGHTS-MISSING")
@@ -257,18 +286,31 @@ def record_without_a_key(at, monkeypatch):
     return evaluated(at, monkeypatch)
 
 
+def described_as(at, model) -> None:
+    """Edit the description of the network in the run of AdaRAT's; None takes it out."""
+    path = run_in(at) / "run.json"
+    record = read_json(path)
+    config = {key: value for key, value in record["config"].items() if key != "model"}
+    write_json(path, record | {"config": config | ({"model": record["config"]["model"] | model} if model else {})})
+
+
+@of("E-RECORD")
+def record_without_a_network(at, monkeypatch):
+    described_as(at, None)
+    return evaluated(at, monkeypatch)
+
+
+@of("E-RECORD")
+def record_with_a_slip(at, monkeypatch):
+    described_as(at, {"widht": 4})
+    return evaluated(at, monkeypatch)
+
+
 @of("E-METRICS")
 def broken_metrics(at, monkeypatch):
     (run_in(at) / "metrics.jsonl").write_text("clean_loss 1.2\n{}\n")
     return adarat(at, monkeypatch, "--data", f"npz:{at}/a.npz", "--FixRAT", "True", "--AdaRAT", "True",
                   "--limits_from", "a_run")
-
-
-def two_runs(at, second="TRADES", **more):
-    """The folders of two fabricated runs with evaluations."""
-    judged = {"clean": 0.8, "pgd": 0.4}
-    return [fabricate(at / "results", accuracies=judged),
-            fabricate(at / "results", method=second, **{"accuracies": judged, **more})]
 
 
 @of("E-FLAGS-FILE")
@@ -305,47 +347,3 @@ def no_table(at, monkeypatch):
     (at / "results/reported").mkdir()
     (at / "results/reported/adarat.csv").write_text("method,accuracy\nPGD-AT,50\n")
     return script(monkeypatch, "report", "--results", at / "results", "--paper", "adarat")
-
-
-# -- while it runs ---------------------------------------------------------------------------------------------------
-
-@of("E-NOT-FINITE")
-def diverging(at, monkeypatch):
-    diverging.writes = {"results/adarat/a/hot/run.json"}
-    return adarat(at, monkeypatch, "--data", npz(at), "--learning_rate", "1e30", "--run", "hot")
-
-
-@of("E-DISK-FULL")
-def no_space(at, monkeypatch):
-    def full(number):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    runs = two_runs(at)
-    monkeypatch.setattr(os, "fsync", full)
-    return script(monkeypatch, "compare", *runs, "--out", at / "table.md")
-
-
-@of("E-WRITE")
-def a_folder_of_that_name(at, monkeypatch):
-    (at / "table.md").mkdir()
-    return script(monkeypatch, "compare", *two_runs(at), "--out", at / "table.md")
-
-
-@of("E-PROCESSES")
-def third_of_two(at, monkeypatch):
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    return adarat(at, monkeypatch, "--data", npz(at))
-
-
-@of("E-PROCESSES")
-def two_on_one_mac(at, monkeypatch):
-    monkeypatch.setattr(group, "_here", [group.Group(0, 2)])
-    return function(lambda: group.settle(torch.device("mps")))
-
-
-@of("E-STEP-FAILED")
-def a_training_fails(at, monkeypatch):
-    from adarat.limits import main
-    (at / "train.py").write_text("raise SystemExit(2)\n")
-    return command(monkeypatch, main, "--script", at / "train.py", "--out", at / "limits.json", "--work", at / "work",
-                   bare=True)

@@ -48,7 +48,7 @@ def test_sizes_repeated_through_strides_show_more_than_there_is(tmp_path):
     """A number of four bytes, 10^12 times."""
     for tree in ({"a": torch.zeros(1).expand(10**12)}, {"a": torch.zeros(1).expand(2**30, 2**30)},
                  {f"a{number}": torch.zeros(1).expand(2**20) for number in range(40)}):
-        refused(saved(tmp_path, tree), "E-CHECKPOINT-SIZE", r"has \d+ bytes and tensors of \d+")
+        refused(saved(tmp_path, tree), "E-CHECKPOINT-DAMAGED", r"has \d+ bytes and tensors of \d+")
 
 
 def test_weights_that_share_memory_are_no_bomb(tmp_path):
@@ -72,23 +72,23 @@ def test_a_storage_that_is_longer_than_the_file(tmp_path, zipped):
         rewritten(path, change)
     else:
         path.write_bytes(change("data.pkl", path.read_bytes())[1])
-    refused(path, "E-CHECKPOINT-SIZE", r"says that (its storages have|storage '0' has) 4000000000 bytes")
+    refused(path, "E-CHECKPOINT-DAMAGED", r"says that (its storages have|storage '0' has) 4000000000 bytes")
 
 
 def test_members_that_torch_does_not_write(tmp_path):
     packed = rewritten(saved(tmp_path, {"a": torch.zeros(100_000)}), lambda *member: member, zipfile.ZIP_DEFLATED)
-    refused(packed, "E-CHECKPOINT-SIZE", "is packed")
+    refused(packed, "E-CHECKPOINT-DAMAGED", "is packed")
     doubled = saved(tmp_path, {"a": torch.zeros(10)})
     with zipfile.ZipFile(doubled, "a") as archive:
         archive.writestr("a/DATA.PKL", pickle.dumps({}))
-    refused(doubled, "E-CHECKPOINT-SIZE", "two members of one name")
+    refused(doubled, "E-CHECKPOINT-DAMAGED", "two members of one name")
     outside = saved(tmp_path, {"a": torch.zeros(10)})
     with zipfile.ZipFile(outside, "a") as archive:
         archive.writestr("a/../../b", b"")
     refused(outside, "E-ARCHIVE-NAME", "leads out of the archive")
     shorter = rewritten(saved(tmp_path, {"a": torch.zeros(10)}),
                         lambda name, content: (name, content[:-4] if name.endswith("data/0") else content))
-    refused(shorter, "E-CHECKPOINT-SIZE", "storage '0' has 40 bytes, more than it has")
+    refused(shorter, "E-CHECKPOINT-DAMAGED", "storage '0' has 40 bytes, more than it has")
 
 
 class Code:

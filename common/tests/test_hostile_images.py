@@ -18,7 +18,7 @@ from common.fuzz import limit, state
 from common.fuzz.data import make_folder, make_tiny
 
 
-def refused(folder: Path, code: str | None, says: str, spec: str = "folder:{}", data: Path | None = None) -> str:
+def refused(folder: Path, code: str, says: str, spec: str = "folder:{}", data: Path | None = None) -> str:
     """Loading gives one line, with a code, and writes nothing."""
     before = state(folder)
     with pytest.raises(UserError, match=says) as caught, limit(60):
@@ -74,7 +74,7 @@ def test_postscript_under_an_images_name_starts_no_program(folder, tmp_path, mon
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     script = folder / "train" / "a" / "1.png"
     script.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n")
-    refused(folder, None, r"cannot read the image .*1\.png")
+    refused(folder, "E-IMAGE", r"cannot read the image .*1\.png")
     assert not (tmp_path / "started").exists()
     from PIL import EpsImagePlugin
 
@@ -124,7 +124,7 @@ def test_links_out_of_a_data_set(tmp_path, place):
 
 def test_links_in_circles(folder, tmp_path):
     (folder / "train" / "a" / "round").symlink_to(".")
-    refused(folder, None, "is a link to a folder that holds it")
+    refused(folder, "E-LINK", "is a link to a folder that holds it")
     (folder / "train" / "a" / "round").unlink()
     (folder / "train" / "a" / "x.png").symlink_to("x.png")
     with pytest.raises(UserError, match=r"x\.png"):
@@ -132,7 +132,7 @@ def test_links_in_circles(folder, tmp_path):
     make_tiny(tmp_path / "tiny")
     images = tmp_path / "tiny" / "tiny-imagenet-200" / "train" / "n01443537" / "images"
     (images / "images").symlink_to(".")
-    refused(tmp_path / "tiny", None, "has no business here", "tiny-imagenet?subset", tmp_path / "tiny")
+    refused(tmp_path / "tiny", "E-TINY-IMAGENET", "has no business here", "tiny-imagenet?subset", tmp_path / "tiny")
 
 
 @pytest.mark.parametrize("name", [b"a\nb.png", b"\xff\xfe.png", b"a" * 240 + b".png", b"\x1b[2J.png", b"%s{}.png"])

@@ -61,7 +61,7 @@ with open("log", "a") as log:
 time.sleep(float(os.environ.get("NAP", "0")))
 write_text(weights / args.run / "last.pt", f"{args.method} {args.lr}")
 _, budget, seed = args.run.split("_")
-config = {"lr": args.lr}
+config = {"lr": args.lr, "model": {"name": "small"}}
 identity = {"paper": "adarat", "dataset": "cifar10", "run": args.run, "spec_sha256": args.spec,
             "config_sha256": config_sha256(config)}
 write_run(results / args.run, {
