@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,29 +56,33 @@ WRITERS = {
     "receipt": ("kept-key-clean-0.npy", lambda path: Keeper(path.parent, "key").save("clean", 0, BIG))}
 
 
-@pytest.fixture
-def limit():
-    """No file may become longer than so many bytes; what goes beyond fails half-way, as on a full disk."""
+@contextmanager
+def limit(size):
+    """No file may become longer than so many bytes; what goes beyond fails half-way, as on a full disk.
+
+    The block ends before pytest writes again, whose own output may go to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("size", [0, 1000, 3000])
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_write_that_fails_half_way_is_one_line_and_leaves_what_was_there(tmp_path, limit, kind, size, there):
+def test_a_write_that_fails_half_way_is_one_line_and_leaves_what_was_there(tmp_path, kind, size, there):
     name, write = WRITERS[kind]
     before = b'{"epoch": 1}\n' if kind == "metrics" else b"what was there"
     if there:
         (tmp_path / name).write_bytes(before)
-    limit(size)
-    with pytest.raises(UserError) as told:
+    with limit(size), pytest.raises(UserError) as told:
         write(tmp_path / name)
     assert str(tmp_path / name) in str(told.value) and "\n" not in str(told.value)
     left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert left == ({name: before} if there else {name: b""} if kind == "metrics" else {})
-    limit(resource.RLIM_INFINITY)
     write(tmp_path / name)
     assert (tmp_path / name).stat().st_size > size
 
@@ -100,23 +105,21 @@ def test_what_is_said_of_each_failure(number, said):
     assert said in str(files.write_failure(Path("x"), OSError(number, os.strerror(number))))
 
 
-def test_a_cache_that_cannot_be_written_is_a_note(tmp_path, limit, capsys):
-    limit(1000)
-    folder_cache.write(tmp_path / "c.npz", "key", [np.zeros((9, 3, 9, 9), np.uint8)])
+def test_a_cache_that_cannot_be_written_is_a_note(tmp_path, capsys):
+    with limit(1000):
+        folder_cache.write(tmp_path / "c.npz", "key", [np.zeros((9, 3, 9, 9), np.uint8)])
     assert "note: the images will be decoded again next time: cannot write" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [200, 3000])
-def test_a_training_on_a_full_disk_stops_with_its_last_epoch(tmp_path, limit, size):
+def test_a_training_on_a_full_disk_stops_with_its_last_epoch(tmp_path, size):
     """200 bytes: not even the line of metrics; 3,000: the line, but not the resume file."""
     whole(tmp_path / "whole")
     whole(tmp_path / "cut", epochs=2, select={})
     before = kept_files(tmp_path / "cut")
-    limit(size)
-    with pytest.raises(UserError, match=r"(metrics\.jsonl|resume\.pt)"):
+    with limit(size), pytest.raises(UserError, match=r"(metrics\.jsonl|resume\.pt)"):
         whole(tmp_path / "cut", epochs=3, select={}, snapshots=())
-    limit(resource.RLIM_INFINITY)
     after = kept_files(tmp_path / "cut")
     assert after["resume.pt"] == before["resume.pt"] and set(after) == set(before)
     record = whole(tmp_path / "cut", model=network(3), select={})
