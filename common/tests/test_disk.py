@@ -103,6 +103,7 @@ def test_what_is_said_of_each_failure(number, said):
 def test_a_cache_that_cannot_be_written_is_a_note(tmp_path, limit, capsys):
     limit(1000)
     folder_cache.write(tmp_path / "c.npz", "key", [np.zeros((9, 3, 9, 9), np.uint8)])
+    limit(resource.RLIM_INFINITY)
     assert "note: the images will be decoded again next time: cannot write" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
