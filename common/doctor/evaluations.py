@@ -12,6 +12,7 @@ from common.doctor.npz_heads import BROKEN, heads_of_npz
 from common.doctor.repairs import AREA, Tally, again, broken, cut
 from common.errors import UserError
 from common.files import sha256_of
+from common.npz_files import read_arrays
 
 MOST = 10**9                   # bytes of an evaluation's arrays
 
@@ -52,8 +53,8 @@ def _wrong_flags(record: records.EvalRecord) -> str:
     try:
         if sum(head.bytes for head in heads_of_npz(path).values()) > MOST:
             return "it claims more numbers than any evaluation has"
-        arrays = record.arrays
-    except BROKEN:
+        arrays = read_arrays(path)
+    except (UserError, *BROKEN):
         return "it cannot be read as an npz file of numbers"
     if "index" not in arrays or len({*record.results}) != len(record.record["results"]):
         return "it has no index, or the record names one evaluator twice"

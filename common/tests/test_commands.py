@@ -34,8 +34,8 @@ def make_run(root, command="python p/train.py --lr 0.3 --data npz:a.npz", **more
     folder = root / "results/p/digits/a_run"
     folder.mkdir(parents=True)
     run = {"schema": 1, "paper": "p", "dataset": "digits", "run": "a_run", "command": command, "method": "AT",
-           "variant": "plain", "budget": "custom", "seed": 1, "config": {}, "config_sha256": "0", "spec_sha256": None,
-           "quirks": [], "needs": {}, "model": {},
+           "variant": "plain", "budget": "custom", "seed": 1, "config": {"model": {"name": "small"}},
+           "config_sha256": "0", "spec_sha256": None, "quirks": [], "needs": {}, "model": {},
            "data": {"name": "digits", "test_fingerprint": "0", "train_fingerprint": "0"}, **more}
     (folder / "run.json").write_text(json.dumps(run))
     return folder

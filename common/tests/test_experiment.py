@@ -82,6 +82,31 @@ def test_another_configuration_is_refused_and_what_differs_is_named(tmp_path):
         many.check_free()
 
 
+@pytest.mark.parametrize("place", ["results", "weights", "results/p", "weights/p/d/r"])
+def test_a_file_in_the_place_of_a_folder_is_refused_before_anything_is_made(tmp_path, place):
+    made = experiment(tmp_path)
+    path = {"results": made.results, "weights": made.weights_root, "results/p": made.folder.parents[1],
+            "weights/p/d/r": made.weights}[place]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    before = sorted(tmp_path.rglob("*"))
+    for attempt in (made.check_free, lambda: made.open(nn.Linear(1, 1))):
+        with pytest.raises(UserError, match=f"^--{place.split('/')[0]}: .* is a file, and a folder is needed") as told:
+            attempt()
+        assert told.value.code == "E-OUT" and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("model", "said"), [
+    ({"classes": 3}, "missing a required argument: 'name'"),
+    ({"name": "small"}, "missing a required argument: 'classes'"),
+    ({"name": "small", "classes": 3, "widht": 4}, "unexpected keyword argument 'widht'"),
+    ({"builder": "brainreg.network:build", "name": "resnet18", "norm": "batch"}, "unexpected keyword argument 'norm'")])
+def test_a_networks_description_that_was_edited_by_hand(model, said):
+    with pytest.raises(UserError, match=said) as told:
+        build_network(model)
+    assert told.value.code == "E-RECORD"
+
+
 def test_a_run_of_an_older_plan_moves_to_the_attic(tmp_path, capsys):
     first = experiment(tmp_path, spec="1" * 64)
     finish(first)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from common import models
 from common.checkpoint import load_weights, save_state
 from common.errors import UserError
 from common.models import Normalise, build, count_parameters, names
@@ -259,3 +260,21 @@ def test_what_does_not_fit_is_one_line(name, options, said):
 def test_the_depth_of_a_wide_resnet_is_6n_plus_4(depth):
     with pytest.raises(ValueError, match="6\\*n"):
         WideResNet(depth, 1, classes=10)
+
+
+@pytest.mark.parametrize(("name", "sizes"), [
+    ("small", {"width": 10**6}), ("resnet18", {"classes": 10**12}), ("resnet18", {"width": 10**12}),
+    ("vgg16", {"classes": 10**19}), ("wrn-28-5000", {}), ("wrn-10-5000-swish", {"normalise": ([0.5] * 3, [0.5] * 3)})])
+def test_a_network_larger_than_the_memory_is_refused_before_it_is_made(name, sizes):
+    with pytest.raises(UserError, match=r"takes (.* GB of|more) memory.*: take a smaller") as caught:
+        build(name, **{"classes": 3, **sizes})
+    assert caught.value.code == "E-MEMORY"
+
+
+def test_looking_at_the_size_first_changes_no_number(monkeypatch):
+    made = []
+    for usual in (4096, 10**9):
+        monkeypatch.setattr(models, "USUAL", usual)
+        torch.manual_seed(1)
+        made.append(build("small", classes=5000, width=4).state_dict())
+    assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())

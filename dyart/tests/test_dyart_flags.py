@@ -94,8 +94,8 @@ def test_snapshots_are_every_nth_epoch_but_the_first():
 def record(folder, command, **more):
     folder.mkdir(parents=True)
     run = {"schema": 1, "paper": "dyart", "dataset": "digits", "run": folder.name, "command": command, "method": "AT",
-           "variant": "plain", "budget": "custom", "seed": 1, "config": {}, "config_sha256": "0", "spec_sha256": None,
-           "quirks": [], "needs": {}, "model": {},
+           "variant": "plain", "budget": "custom", "seed": 1, "config": {"model": {"name": "small"}},
+           "config_sha256": "0", "spec_sha256": None, "quirks": [], "needs": {}, "model": {},
            "data": {"name": "digits", "test_fingerprint": "0", "train_fingerprint": "0"}, **more}
     (folder / "run.json").write_text(json.dumps(run))
     return folder

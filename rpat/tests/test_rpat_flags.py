@@ -158,8 +158,9 @@ def test_snapshots_are_every_nth_epoch_counted_from_one():
 def record(folder, command, **more):
     folder.mkdir(parents=True)
     run = {"schema": 1, "paper": "rpat", "dataset": "cifar10-l2", "run": folder.name, "command": command,
-           "method": "PGD-AT", "variant": "plain", "budget": "custom", "seed": 0, "config": {}, "config_sha256": "0",
-           "spec_sha256": None, "quirks": [], "needs": {}, "model": {},
+           "method": "PGD-AT", "variant": "plain", "budget": "custom", "seed": 0,
+           "config": {"model": {"name": "small"}}, "config_sha256": "0", "spec_sha256": None, "quirks": [],
+           "needs": {}, "model": {},
            "data": {"name": "cifar10", "test_fingerprint": "0", "train_fingerprint": "0"}, **more}
     (folder / "run.json").write_text(json.dumps(run))
     return folder
