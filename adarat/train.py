@@ -24,13 +24,14 @@ from common.engine import Engine
 from common.environment import portable
 from common.errors import UserError
 from common.evaluation.harness import check_plan
-from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, judge, load_data, print_results
+from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, load_data
 from common.files import sha256_of
 from common.fit import SGD, TrainRecord, fit
 from common.flags import dataset_name
 from common.schedules import steps
 from common.seeds import fold
 from common.types import Attack, Objective
+from common.verdicts import judge, print_results
 
 
 def train(settings: Settings, args: argparse.Namespace) -> None:

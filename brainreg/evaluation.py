@@ -44,7 +44,7 @@ class Evaluation:
 
     def judge(self, engine: "Engine") -> Path:
         """Evaluate the kept weights, in float32, and print what was found; the path of the record."""
-        from common.experiment import judge, print_results
+        from common.verdicts import judge, print_results
         path = judge(folder=self.experiment.folder, weights=self.experiment.weights, plan=self.plan,
                      test=self.data.test, data=self.experiment.data, engine=engine, checkpoint="best",
                      seed=self.experiment.seed)

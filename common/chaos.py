@@ -263,6 +263,6 @@ def run_undisturbed(job: Job, place: Path) -> Sitting:
     sitting = sit(job, place)
     if sitting.status != 0:
         raise UserError(f"the job {job.kind} does not end well even if nobody touches it (status {sitting.status}): "
-                        f"{last_line(sitting.said)}; mend that first", code="E-CHAOS-JOB")
+                        f"{last_line(sitting.said)}; mend that first", code="E-STEP-FAILED")
     return sitting
 

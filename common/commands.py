@@ -143,7 +143,7 @@ def judge_file(file: Path | None, *, model: Mapping[str, Any], told: str, plan: 
 
     file: None where the network comes with its weights.  model: as `common.experiment.build_network` takes it; told:
     what said which network it is.  data: the record's.  corrupted: the files of a plan of kind corruption-file.  part:
-    of a file that holds several networks.  receipt: see `common.experiment.judge`.  allow, stored, batch_size: see
+    of a file that holds several networks.  receipt: see `common.verdicts.judge`.  allow, stored, batch_size: see
     `common.evaluation.evaluate`.
     """
     from common import group, locks

@@ -78,6 +78,6 @@ def refreshed(page: str, tables: list[Grid]) -> str:
     _, end, tail = rest.partition(END)
     if not begin or not end:
         raise UserError(f"docs/reliability.md needs the lines {BEGIN} and {END}, between which the figures go: "
-                        "restore it from git", code="E-PAGE-MARKS")
+                        "restore it from git", code="E-OUT")
     text = "\n".join(markdown([grid]).replace("# ", "### ", 1) for grid in tables) or "No record is here yet.\n"
     return f"{head}{BEGIN}\n\n{text}\n{END}{tail}"

@@ -119,7 +119,7 @@ def evaluate_run(folder: Path, args: argparse.Namespace, typed: dict[str, Any]) 
     commands.note_unused(typed, USED)
 
     from common.engine import Engine
-    from common.experiment import judge, print_results
+    from common.verdicts import judge, print_results
     from dyart.inputs import load_images
     data = load_images(settings, args).data
     found, part = data.describe(), "train" if args.train else "test"

@@ -16,10 +16,11 @@ from common.engine import Engine
 from common.environment import ROOT
 from common.errors import UserError
 from common.evaluation.harness import check_plan
-from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, judge, print_results
+from common.experiment import RESULTS, WEIGHTS, Experiment, build_network
 from common.fit import SGD, BatchSource, TrainRecord, fit
 from common.seeds import fold
 from common.types import Objective
+from common.verdicts import judge, print_results
 from dyart.averaging import averaging, released_steps
 from dyart.baselines import AT, MART, TRADES, CleanTraining, training_attack
 from dyart.boundary import FAB

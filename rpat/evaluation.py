@@ -111,7 +111,7 @@ def evaluate_run(folder: Path, args: argparse.Namespace, typed: Mapping[str, Any
     commands.note_unused(typed, USED)
 
     from common.engine import Engine
-    from common.experiment import judge
+    from common.verdicts import judge
     from rpat.training import load_images
     data = load_images(trained, args).data
     found = data.describe()

@@ -12,8 +12,8 @@ from common.engine import Engine
 from common.environment import ROOT, portable
 from common.errors import UserError
 from common.evaluation import Plan
-from common.experiment import judge, print_results
 from common.records import read_record
+from common.verdicts import judge, print_results
 from rpat.settings import PART_TWO
 from rpat.sota_flags import parser
 from rpat.sota_inputs import data_spec, dataset_folder, describe_network, load_inputs, roots, run_name_of

@@ -12,10 +12,11 @@ from common.data import Batches, DataSet, Split, hold_out
 from common.data.policies import uses_policy
 from common.engine import Engine
 from common.evaluation.harness import check_plan
-from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, judge, load_data, print_results
+from common.experiment import RESULTS, WEIGHTS, Experiment, build_network, load_data
 from common.fit import SGD, TrainRecord, fit
 from common.seeds import fold
 from common.types import Attack, Objective
+from common.verdicts import judge, print_results
 from rpat import attacks
 from rpat.flags import data_spec, dataset_folder
 from rpat.method import AdversarialTraining, Consistency, Mart, Perception, StandardTraining, Trades

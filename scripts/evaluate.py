@@ -120,7 +120,8 @@ def evaluate_run(found: subject.Subject, args: argparse.Namespace) -> None:
     from common.data.grey import in_grey
     from common.engine import Engine
     from common.evaluation.preflight import check_data
-    from common.experiment import judge, load_data, print_results
+    from common.experiment import load_data
+    from common.verdicts import judge, print_results
     # Folders such as cifar10-l2 are not data sets: a run of theirs says which one's protocol it follows.
     usual = run["config"].get("data", {}).get("protocol", run["dataset"])
     data = load_data((args.data or usual).replace("{}", usual), args.data_dir)

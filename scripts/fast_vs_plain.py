@@ -23,12 +23,13 @@ from common.environment import ROOT
 from common.errors import UserError, exit_cleanly
 from common.evaluation import plan_sha256
 from common.evaluation.plans import Evaluator, Plan
-from common.experiment import judge, load_data
+from common.experiment import load_data
 from common.files import write_text
 from common.flags import Parser, count
 from common.render import Grid, comma_separated, markdown
 from common.signals import status_of
 from common.stats import mean_sd
+from common.verdicts import judge
 
 SCRIPT = "adarat/train/PGD-AT/train_cifar10.py"
 WEIGHTS = ROOT / "weights" / "fast-vs-plain"

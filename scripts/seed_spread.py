@@ -23,11 +23,12 @@ from common.engine import Engine, find_device
 from common.environment import ROOT, relative_command
 from common.errors import UserError, exit_cleanly
 from common.evaluation.plans import Evaluator, Plan
-from common.experiment import judge, load_data
+from common.experiment import load_data
 from common.files import read_json, write_json, write_text
 from common.flags import Parser, count
 from common.records import read_record
 from common.render import Grid, markdown
+from common.verdicts import judge
 
 PLAN = Plan("clean-pgd20-400", (Evaluator("clean", "clean", n=400), Evaluator("PGD-20", "pgd", eps=0.1, step_size=0.025,
                                                                              steps=20, n=400)), chunk=400)

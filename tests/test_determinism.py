@@ -19,9 +19,10 @@ from common.engine import Engine
 from common.errors import UserError, exit_cleanly
 from common.evaluation.ledger import ledger_path
 from common.evaluation.plans import Evaluator, Plan
-from common.experiment import build_network, judge, load_data
+from common.experiment import build_network, load_data
 from common.records import read_record
 from common.tests.switches import switches_kept
+from common.verdicts import judge
 
 DIGITS = "--data digits --budget smoke --device cpu --n_train 64 --n_epoch_test 20 --run it"
 UNTESTED = "--final_test False"

@@ -18,9 +18,10 @@ from common.data import DataSet, Split, load
 from common.engine import Engine
 from common.errors import UserError
 from common.evaluation import evaluate
-from common.experiment import Experiment, build_network, judge
+from common.experiment import Experiment, build_network
 from common.files import sha256_of, write_json
 from common.fit import TrainRecord
+from common.verdicts import judge
 from scripts import evaluate as command
 
 MODEL = {"builder": "brainreg.network:build", "name": "resnet18", "classes": 10, "channels": 1, "width": 2,

@@ -15,11 +15,12 @@ from common.data.splits import Split
 from common.engine import Engine
 from common.errors import UserError
 from common.evaluation import Evaluator, Plan, receipts, stored
-from common.experiment import Experiment, build_network, flat, judge, load_data, lock_of, print_results
+from common.experiment import Experiment, build_network, flat, load_data, lock_of
 from common.files import read_json, sha256_of
 from common.fit import TrainRecord
 from common.flags import dataset_name
 from common.tests.test_locks import Holder
+from common.verdicts import judge, print_results
 
 CPU = Engine(torch.device("cpu"))
 DATA = {"name": "digits", "source": "scikit-learn", "train_fingerprint": "a" * 64, "test_fingerprint": "b" * 64,
@@ -354,7 +355,7 @@ def test_nothing_is_measured_twice(tmp_path, split, monkeypatch):
     finish(made)
     path = judged(made, split, spec="a" * 64)
     before = read_json(path)
-    monkeypatch.setattr("common.experiment.evaluate", None)                  # a second measurement would fail
+    monkeypatch.setattr("common.verdicts.evaluate", None)                  # a second measurement would fail
     assert judged(made, split) == path and read_json(path) == before
     judged(made, split, spec="b" * 64)                                       # make asks under another hash
     assert read_json(path) == {**before, "spec_sha256": "b" * 64}

@@ -18,8 +18,8 @@ def asked(monkeypatch):
     found = SimpleNamespace(test=None, describe=lambda: {"test_fingerprint": "f"})
     monkeypatch.setattr(evaluate, "read_record", lambda *_: RUN)
     monkeypatch.setattr("common.experiment.load_data", lambda *_: found)
-    monkeypatch.setattr("common.experiment.judge", lambda **given: given["plan"])
-    monkeypatch.setattr("common.experiment.print_results", lambda plan: plans.append(plan))
+    monkeypatch.setattr("common.verdicts.judge", lambda **given: given["plan"])
+    monkeypatch.setattr("common.verdicts.print_results", lambda plan: plans.append(plan))
     plans = []
 
     def call(*flags):
