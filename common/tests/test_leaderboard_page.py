@@ -18,7 +18,7 @@ from common.runs import Table
 from common.tests.leaderboard_parts import built
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
-EVIL = '<script>alert("1")</script>&\'"'
+EVIL = """<script>alert("1")</script>&'"'"""             # a shell can read it, as it must a record's command
 
 
 class Reader(HTMLParser):
