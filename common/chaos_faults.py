@@ -136,11 +136,19 @@ def refusal(sitting: Sitting) -> list[str]:
 
 
 def survive(whole: Whole, place: Path, fault: Callable[[Path], AbstractContextManager[None]], *,
-            on_disk: bool = False, **options: Any) -> tuple[Sitting, list[str]]:
-    """The job is begun, meets the fault, and goes on without it; the sitting under the fault, and what was lost."""
+            on_disk: bool = False, fresh: bool = False, **options: Any) -> tuple[Sitting, list[str]]:
+    """The job is begun, meets the fault, and goes on without it; the sitting under the fault, and what was lost.
+
+    fresh: the fault meets its first sitting.
+    """
     with disk(place) if on_disk else no_fault(place):
-        begun(whole, place)
-        before = {name for name in files_of(place) if not name.endswith(".tmp")}
+        if fresh:
+            place.mkdir(parents=True, exist_ok=True)
+            whole.job.fill(place)
+        else:
+            begun(whole, place)
+        # What a killed job leaves of its locks guards nothing, and goes with the next one.
+        before = {name for name in files_of(place) if not name.endswith((".tmp", ".lock"))}
         with fault(place):
             met = sit(whole.job, place, **options)
             lost = refusal(met)
@@ -187,7 +195,8 @@ def all_faults(*, training: Whole, evaluation: Whole, cache: Whole, tables: Whol
         "full disk, training": (training, lambda at: survive(training, at, full, on_disk=True)),
         "full disk, evaluation": (evaluation, lambda at: survive(evaluation, at, full, on_disk=True)),
         "write fails half-way, training": (training, lambda at: survive(training, at, no_fault, **short)),
-        "write fails half-way, cache": (cache, lambda at: survive(cache, at, no_fault, **longest_file(10 << 20))),
+        "write fails half-way, cache": (cache, lambda at: survive(cache, at, no_fault, fresh=True,
+                                                                       **longest_file(10 << 20))),
         "read-only disk, training": (training, lambda at: survive(training, at, read_only, on_disk=os.geteuid() == 0)),
         "read-only disk, tables": (tables, lambda at: survive(tables, at, read_only, on_disk=os.geteuid() == 0)),
         "two jobs at once, training": (training, lambda at: meet(training, at)),
