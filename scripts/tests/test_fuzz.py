@@ -67,4 +67,4 @@ def test_a_run_to_resume_whose_name_is_longer_than_any_path():
     for words in (["--resume_path", "x" * 5000], ["--resume_path", "x" * 300 + "/y"]):
         with pytest.raises(UserError, match="cannot read 'xxx") as caught:
             rpat_flags.parse(words)
-        assert caught.value.code == "E-CANNOT-READ"
+        assert caught.value.code == "E-READ"
