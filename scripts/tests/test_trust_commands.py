@@ -1,6 +1,7 @@
 """scripts/masking.py, quirks.py and check_example.py; the page of the preflight's codes."""
 
 import csv
+import io
 import json
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_the_table_of_quirks(weights, tmp_path, monkeypatch, capsys):
         wrong=(line.wrong[0], line.wrong[1].replace("AutoAttack", "short"))) for line in lines(text)))
     call(monkeypatch, quirks_command, weights, *WORDS, "--out", tmp_path, "--n", "30", "--attacked", "10",
          "--eps", "0.1")
-    rows = list(csv.DictReader((tmp_path / "quirks.csv").open()))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "quirks.csv").read_text())))
     assert [row["n"] for row in rows] == ["30", "30", "30", "30", "10", "10", "10"]
     assert "What measuring quirks do to mine" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["quirks.csv", "quirks.md", "quirks.tex"]
