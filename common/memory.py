@@ -91,7 +91,7 @@ def in_training(*learners: tuple[str, str], model: str = "model", copies: int = 
         @functools.wraps(loop)
         def explained(**given: Any) -> Any:
             if given.get("validate") is not None:
-                given["validate"] = _noted(given["validate"])
+                given["validate"] = _Noted(given["validate"])
             try:
                 return loop(**given)
             except Exception as error:
@@ -104,15 +104,21 @@ def in_training(*learners: tuple[str, str], model: str = "model", copies: int = 
     return decorate
 
 
-def _noted(validate: Callable) -> Callable:
-    @functools.wraps(validate)
-    def noted(*args: Any) -> Any:
+class _Noted:
+    """A validation whose errors carry a note that they are its own; all else, as its state, is the validation's."""
+
+    def __init__(self, validate: Callable):
+        self._validate = validate
+
+    def __call__(self, *args: Any) -> Any:
         try:
-            return validate(*args)
+            return self._validate(*args)
         except Exception as error:
             error.add_note(VALIDATING)
             raise
-    return noted
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._validate, name)
 
 
 def _refusal(given: Mapping[str, Any], learners: tuple[tuple[str, str], ...], model: str, copies: int, what: str,

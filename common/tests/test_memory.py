@@ -209,3 +209,19 @@ def test_an_evaluation_names_the_batch_that_fits_and_goes_on_with_it(tmp_path, k
 
 def out(*_, **__):
     raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_validation_keeps_its_state_within_the_loop():
+    """Else what it remembers would not go into the resume file."""
+    class Remembering:
+        def __call__(self, network):
+            raise MemoryError
+
+        def state_dict(self):
+            return {"untrained": 1.0}
+
+    given = memory.in_training()(lambda **given: given["validate"])(validate=Remembering())
+    assert given.state_dict() == {"untrained": 1.0} and not hasattr(given, "load_state_dict")
+    with pytest.raises(MemoryError) as ended:
+        given(None)
+    assert memory.VALIDATING in ended.value.__notes__
