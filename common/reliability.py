@@ -62,9 +62,9 @@ def _made(record: Mapping[str, Any]) -> str:
 
 
 def grids(folder: Path) -> list[Grid]:
-    """The tables of every record that is in the folder."""
+    """The tables of every record that is in the folder: chaos.json and chaos-....json, fuzz.json."""
     found = []
-    if (path := folder / "chaos.json").exists():
+    for path in sorted(folder.glob("chaos*.json")):
         record = read_json(path)
         found += [kill_grid(record), *([fault_grid(record)] if record["faults"] else [])]
     if (path := folder / "fuzz.json").exists():

@@ -56,6 +56,8 @@ def test_only_what_stands_between_the_marks_is_written(tmp_path):
     assert new.startswith(f"# Page\n\ntext\n\n{BEGIN}\n\n### Kills\n") and new.endswith(f"\n{END}\n\nmore\n")
     assert "old" not in new and "| full disk | 2 | error: no space | 0 |" in new and "skipped: not here" in new
     assert refreshed(new, grids(tmp_path)) == new
+    write_json(tmp_path / "chaos-more.json", record(7, 8))
+    assert "- 7 of 8 kills" in refreshed(new, grids(tmp_path)) and "- 2 of 2 kills" in refreshed(new, grids(tmp_path))
     assert "No record is here yet." in refreshed(page, grids(tmp_path / "nothing"))
 
 
