@@ -20,8 +20,8 @@ def kill_grid(record: Mapping[str, Any]) -> Grid:
     rows.append(_row("all", kills, *total, sum(len(one["losses"]) for one in record["jobs"])))
     short = record["kills"] < record["asked"]
     notes = [f"{record['kills']} of {record['asked']} kills that were asked for"
-             + (f": the other jobs ended before they were to be struck, or the limit of {record['limit_seconds']} seconds "
-                "came before" if short else "")
+             + (": the other jobs ended before they were to be struck, or the limit of "
+                f"{record['limit_seconds']} seconds came before" if short else "")
              + f"; seed {record['seed']}, {record['seconds'] / 60:.0f} minutes, {_made(record)}",
              "while writing: when the job was gone a temporary file was there, which SIGKILL then left and which was "
              "cut off at random"]

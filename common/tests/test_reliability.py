@@ -35,8 +35,8 @@ def test_kills_are_counted_by_job_and_in_all():
 
 def test_a_run_that_the_limit_ended_says_so():
     notes = kill_grid(record(2, 20)).notes
-    assert notes[0].startswith(("2 of 20 kills that were asked for: the other jobs ended before they were to be struck, or the "
-                                "limit of 600 seconds came before; seed 4, 2 min"))
+    assert notes[0].startswith("2 of 20 kills that were asked for: the other jobs ended before they were to be "
+                               "struck, or the limit of 600 seconds came before; seed 4, 2 min")
 
 
 def test_fuzz_cases_are_summed_up():
