@@ -131,7 +131,7 @@ def test_containers_without_end(tmp_path):
     lambda: torch.empty(10**12, device="meta"),
     lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.quint8),
     lambda: torch.zeros(3, dtype=torch.complex64)], ids=["sparse", "meta", "quantised", "complex"])
-@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:torch.quantize_per_tensor")
 def test_tensors_that_are_no_weights(tmp_path, tensor):
     refused(saved(tmp_path, {"a": tensor()}), "E-CHECKPOINT-ENTRY", "a tensor of another kind")
 
