@@ -135,7 +135,7 @@ fast-vs-plain: $(READY) ## Five seeds trained in bf16 and in float32: do accurac
 spread: $(READY) ## Train the same seed several times, with and without --deterministic: how far do the bits part?
 	$(PYTHON) -m scripts.seed_spread $(if $(DEVICE),--device $(call quoted,DEVICE))
 
-chaos: $(READY) ## Kill every kind of job at 20 random moments, fail disks, count losses: 10 minutes (ONLY="dyart faults")
+chaos: $(READY) ## Kill every kind of job at 20 random moments, fail disks, count losses; none begun after 10 minutes (ONLY="dyart faults")
 	$(if $(ONLY),$(PYTHON) -m scripts.chaos --only $(ONLY) --out build/chaos.json,\
 	  status=0; $(PYTHON) -m scripts.chaos || status=$$?; $(PYTHON) -m scripts.reliability; exit $$status)
 
