@@ -214,9 +214,14 @@ def test_the_seconds_of_both_sittings_count(tmp_path):
 # --- signals themselves ---
 
 def stopped_command(main, capsys):
-    """Exit status and stderr of a command."""
-    with pytest.raises(SystemExit) as ended:
-        errors.exit_cleanly(main)
+    """Exit status and stderr of a command, where SIGINT means what it means at a terminal: a shell's background job
+    starts with it ignored, and so would these tests in one."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            errors.exit_cleanly(main)
+    finally:
+        signal.signal(signal.SIGINT, former)
     return ended.value.code, capsys.readouterr().err
 
 
