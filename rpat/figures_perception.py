@@ -27,6 +27,7 @@ EVALUATORS = {"perception PGD-20": "PGD-20", "perception noise": "uniform noise,
 PAIRS = {"clean-adversarial": "x and x′", "clean-middle": "x and the middle", "middle-adversarial": "the middle and x′"}
 GROUPS = {"defended": (plots.BLUE, "o"), "fooled": (plots.RED, "X")}
 WHOLE = "clean-adversarial"
+FLAT = 20                                      # times the median: where a linear axis would show nothing but the peak
 
 
 def draw(grouped: Grouped, title: str, named: Callable[[str], Path]) -> list[Path]:
@@ -142,7 +143,7 @@ def epochs(grouped: Grouped, title: str, path: Path) -> Path:
     shown = {key: runs for key, runs in grouped.items()
              if any(curve_of(run, group) for run in runs for group in GROUPS)}
     columns = min(4, len(shown))
-    rows = -(-len(shown) // columns)
+    rows, drawn = -(-len(shown) // columns), []
     with plots.figure(path, max(5.4, 0.8 + 2.9 * columns), 1.2 + 2.6 * rows) as figure:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes in panels.ravel()[len(shown):]:
@@ -154,10 +155,15 @@ def epochs(grouped: Grouped, title: str, path: Path) -> Path:
                 if not len(found):
                     continue
                 axes.plot(found, mean, color=colour, linestyle={"defended": "-", "fooled": "--"}[group], label=group)
+                drawn.extend(mean)
                 axes.fill_between(found, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.set_title(LABELS[key])
             axes.xaxis.get_major_locator().set_params(integer=True)
-        panels[0, 0].set_ylim(bottom=0)                      # shared, and the top fixed by it: once all is drawn
+        # Shared, and the top fixed by it: once all is drawn.  A wild first epoch would flatten all others: then powers.
+        if np.nanmax(drawn) > FLAT * np.nanmedian(drawn) > 0:
+            panels[0, 0].set_yscale("log")
+        else:
+            panels[0, 0].set_ylim(bottom=0)
         for axes in panels[-1]:
             axes.set_xlabel("epoch")
         for axes in panels[:, 0]:

@@ -160,9 +160,11 @@ def test_epochs_are_drawn_from_test_images_if_there_are_some(tmp_path):
     assert figures_perception.curve_of(read_run(record(tmp_path, "ReBAT", epochs=2)), "fooled") is None
 
 
-def test_the_shared_axis_holds_the_curves_of_every_panel(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("fooled", "scale"), [(9.0, "linear"), (90.0, "log")])
+def test_the_shared_axis_holds_the_curves_of_every_panel(tmp_path, monkeypatch, fooled, scale):
+    """In powers of ten where one curve is so far above the others that nothing of them would be seen."""
     record(tmp_path, "PGD-AT", epochs=3)
-    record(tmp_path, "PGD-AT", variant="rpat", epochs=3, fooled=9.0)
+    record(tmp_path, "PGD-AT", variant="rpat", epochs=3, fooled=fooled)
     kept = []
 
     @contextmanager
@@ -172,7 +174,9 @@ def test_the_shared_axis_holds_the_curves_of_every_panel(tmp_path, monkeypatch):
     monkeypatch.setattr(figures_perception.plots, "figure", figure)
     figures_perception.epochs(grouped(tmp_path), "title", tmp_path / "epochs.png")
     highest = max(line.get_ydata().max() for axes in kept[0].axes for line in axes.get_lines())
-    assert all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] >= highest for axes in kept[0].axes)
+    assert {axes.get_yscale() for axes in kept[0].axes} == {scale}
+    assert all((axes.get_ylim()[0] == 0) == (scale == "linear") and axes.get_ylim()[1] >= highest
+               for axes in kept[0].axes)
 
 
 # -- style -----------------------------------------------------------------------------------------------------------
