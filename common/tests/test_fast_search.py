@@ -281,15 +281,14 @@ def trained(split, eps, epochs):
 
 @pytest.mark.slow
 def test_it_agrees_with_autoattack_on_the_digits(tmp_path):
-    """One of 200 images is half a point."""
+    """400 images are all test images that there are: one of them is 0.25 points."""
     data, eps = load("digits", data_dir=tmp_path), 0.1
     model = trained(data.train, eps, 6)
-    evaluators = [Evaluator("AutoAttack", "autoattack", eps=eps, n=200),
-                  *(Evaluator(SEARCHES[search].title, "fast-autoattack", eps=eps, n=200,
-                              settings=SEARCHES[search].settings)
+    evaluators = [Evaluator("AutoAttack", "autoattack", eps=eps),
+                  *(Evaluator(SEARCHES[search].title, "fast-autoattack", eps=eps, settings=SEARCHES[search].settings)
                     for search in ("fast", "fast+float32"))]
-    plain, quick, first = evaluate(model, data.test, Plan("p", tuple(evaluators), chunk=200), seed=1, device="cpu",
+    plain, quick, first = evaluate(model, data.test, Plan("p", tuple(evaluators), chunk=400), seed=1, device="cpu",
                                    work=tmp_path, progress=False)
-    assert plain.n == 200 and 0.3 < plain.robust / plain.n < 0.9
-    assert abs(quick.robust - plain.robust) / plain.n <= 0.005
+    assert plain.n == 400 and 0.3 < plain.robust / plain.n < 0.9
+    assert abs(quick.robust - plain.robust) / plain.n <= 0.003
     assert first.robust <= plain.robust and first.robust <= quick.robust

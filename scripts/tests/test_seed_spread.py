@@ -44,7 +44,6 @@ def test_a_training_that_fails_is_one_line(tmp_path, monkeypatch):
 def test_the_whole_of_it(tmp_path, monkeypatch):
     script, flags = seed_spread.TRAININGS["adarat"]
     monkeypatch.setitem(seed_spread.TRAININGS, "adarat", (script, flags.replace("--epoch 3", "--epoch 1")))
-    monkeypatch.setattr(seed_spread, "SHARED", seed_spread.SHARED.replace("--n_train 400", "--n_train 100"))
     main(["--device", "cpu", "--runs", "2", "--only", "adarat", "--results", str(tmp_path)])
     record = json.loads((tmp_path / "checks/determinism/cpu.json").read_text())
     assert [one["deterministic"] for one in record["rows"]] == [False, True, False]
