@@ -12,6 +12,7 @@ that the chunk is part of the measurement; HopSkipJump holds about 100*sqrt(iter
 
 import math
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -135,24 +136,38 @@ def starting_points(predict: Any, x: Tensor, target: Tensor, generator: torch.Ge
     """
     noise, found = x.clone(), torch.zeros_like(target, dtype=torch.bool)
     low, high = bounds
-    for _ in range(directions):
-        drawn = low + (high - low) * torch.rand(x.shape, generator=generator).to(x.device)
+    for tried in blocks(directions, lambda: int((~found).sum())):
+        # Drawn one after another, so that the block's size changes no image.
+        drawn = torch.stack([torch.rand(x.shape, generator=generator) for _ in tried]).to(x.device)
         left = (~found).nonzero().squeeze(1)
-        other = left[predict(drawn[left]) != target[left]]
-        noise[other], found[other] = drawn[other], True
-        if found.all():
-            break
+        offered = low + (high - low) * drawn[:, left]
+        other = predict(offered.flatten(0, 1)).view(len(tried), -1) != target[left]
+        first, has = other.int().argmax(0), other.any(0)
+        noise[left[has]], found[left[has]] = offered[first[has], has.nonzero().squeeze(1)], True
     # Upwards, and only with images that have not crossed yet: most do early.  At 1 all have that have a start.
-    best, left = torch.ones(len(x), device=x.device), found.nonzero().squeeze(1)
-    for blend in range(blends):
-        if not len(left):
-            break
-        share = blend / blends
-        fooled = predict((1 - share) * x[left] + share * noise[left]) != target[left]
-        best[left[fooled]] = share
-        left = left[~fooled]
+    best, waiting = torch.ones(len(x), device=x.device), found.clone()
+    for tried in blocks(blends, lambda: int(waiting.sum())):
+        left = waiting.nonzero().squeeze(1)
+        shares = torch.tensor([blend / blends for blend in tried], device=x.device)
+        share = shares.view(-1, 1, 1, 1, 1)
+        offered = (1 - share) * x[left] + share * noise[left]
+        fooled = predict(offered.flatten(0, 1)).view(len(tried), -1) != target[left]
+        first, has = fooled.int().argmax(0), fooled.any(0)
+        best[left[has]], waiting[left[has]] = shares[first[has]], False
     best = best.view(-1, 1, 1, 1)
     return (1 - best) * x + best * noise, found
+
+
+def blocks(tries: int, waiting: Callable[[], int], most: int = 1024) -> Iterator[range]:
+    """0, 1, ..., tries - 1 in blocks of 1, 2, 4, ..., of at most `most` images; ends when no image waits any longer.
+
+    Few images of a network that knows one class would else take a thousand calls of a few images each.
+    """
+    begin, size = 0, 1
+    while begin < tries and (left := waiting()):
+        end = min(tries, begin + min(size, max(1, most // left)))
+        yield range(begin, end)
+        begin, size = end, 2 * size
 
 
 def carlini_wagner(package: Any, setting: Any) -> Any:

@@ -202,6 +202,56 @@ def test_starts_are_the_first_blend_that_has_another_class():
         assert share > 0 and predict(before)[0] == 1
 
 
+def starts_one_by_one(predict, x, target, generator, directions, blends):
+    """What starting_points promises, try after try and image after image."""
+    starts, found, tries = x.clone(), torch.zeros(len(x), dtype=torch.bool), []
+    noises = [torch.rand(x.shape, generator=generator) for _ in range(directions)]
+    for index in range(len(x)):
+        of_image = [noise[index] for noise in noises]
+        wrong = [bool(predict(noise[None])[0] != target[index]) for noise in of_image]
+        found[index] = any(wrong)
+        tries.append(wrong.index(True) if any(wrong) else None)
+        if any(wrong):
+            noise = of_image[wrong.index(True)]
+            share = next(share for share in [blend / blends for blend in range(blends)] + [1.0]
+                         if predict(((1 - share) * x[index] + share * noise)[None])[0] != target[index] or share == 1)
+            starts[index] = (1 - share) * x[index] + share * noise
+    return starts, found, tries
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_starts_are_those_of_one_try_after_another_in_far_fewer_calls(count):
+    """Images of which some have a start at once, some late and some never, by a network that mostly says class 0."""
+    network = nn.Linear(27, 3).requires_grad_(False)
+    seeds = torch.Generator().manual_seed(2)
+    network.weight.copy_(torch.randn(3, 27, generator=seeds))
+    network.bias.copy_(torch.tensor([9.0, 0.0, -6.0]))
+    calls = []
+    def predict(images):
+        calls.append(len(images))
+        return network(images.flatten(1)).argmax(1)
+    x = torch.rand((count, 3, 3, 3), generator=seeds)
+    target = torch.arange(count) % 3
+    given = {"directions": 60, "blends": 100}
+    starts, found = starting_points(predict, x, target, torch.Generator().manual_seed(4), **given)
+    assert len(calls) <= 15 and max(calls) <= 1024
+    expected, there, tries = starts_one_by_one(predict, x, target, torch.Generator().manual_seed(4), **given)
+    assert torch.equal(found, there) and torch.allclose(starts, expected, atol=1e-6)
+    if count == 40:
+        assert {0, None} < set(tries) and any(number is not None and number > 3 for number in tries)
+
+
+def test_a_network_of_one_class_is_asked_in_blocks_and_no_image_has_a_start():
+    calls = []
+    def predict(images):
+        calls.append(len(images))
+        return torch.zeros(len(images), dtype=torch.int64)
+    x = torch.rand(10, 1, 5, 5)
+    starts, found = starting_points(predict, x, torch.zeros(10, dtype=torch.int64), torch.Generator().manual_seed(0),
+                                    directions=1000, blends=1000)
+    assert not found.any() and torch.equal(starts, x) and sum(calls) == 10_000 and len(calls) < 20
+
+
 # --- seeds, resuming, imports, bad input ---
 
 def test_an_interrupted_search_goes_on_at_the_next_chunk(tmp_path, monkeypatch):
