@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from common import leaderboard_svg as svg
 from common.leaderboard import Board, Entry, Group
-from common.leaderboard_plot import colours
+from common.leaderboard_plot import colours, is_crowded
 from common.leaderboard_style import SCRIPT, style
 from common.leaderboard_table import HEADER, NOTES, absent, alone, cells, measured_on
 from common.records import EvalRecord, RunRecord
@@ -55,18 +55,20 @@ def with_code(text: str) -> str:
 
 
 def section(group: Group, board: Board, name: str, where: Path) -> str:
-    """One group: scatter, table, then each entry."""
+    """One group: scatter (and lines where it is crowded), table, then each entry."""
     papers = list(colours(board))
     warnings = "".join(f'<p class="warning">{with_code(text)}</p>' for text in alone(group))
     others = "".join(f"<p>{with_code(text)}</p>" for text in absent(group))
     legend = "".join(f'<li><span class="key p{papers.index(paper)}"></span>{escape(paper)}</li>'
                      for paper in dict.fromkeys(entry.paper for entry in group.entries))
+    many = ['<figure><div class="scroll" tabindex="0" role="region" aria-label="Both accuracies of each method">',
+            svg.lines(group, board, f"{name}-lines"), "</div></figure>"] if is_crowded(group) else []
     return "\n".join([
         f'<section aria-labelledby="{name}">', f'<h2 id="{name}">{escape(group.shape.title)}</h2>',
         f"<p>{escape(measured_on(group, board))}</p>{warnings}", "<figure>", svg.scatter(group, board, f"{name}-plot"),
         f'<ul class="keys">{legend}<li><span class="key line"></span>Pareto front</li></ul>',
         "<figcaption>Numbers are those of the table. Bars: Wilson's 95% interval; small dots: seeds.</figcaption>",
-        "</figure>", table(group, name, papers), others,
+        "</figure>", *many, table(group, name, papers), others,
         *(article(entry, number, f"{name}-{number}", where) for number, entry in enumerate(group.entries, start=1)),
         "</section>"])
 

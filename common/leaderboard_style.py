@@ -30,6 +30,9 @@ svg .seed { fill: currentColor; }
 svg a .number { fill: #fff; font-weight: bold; paint-order: stroke; stroke: #000; stroke-width: 2px; }
 svg a:hover .dot, svg a:focus .dot { stroke: var(--ink); stroke-width: 3; }
 svg a .dot { cursor: pointer; }
+svg.crowded g .bar { opacity: .2; } svg.crowded .dot { r: 9px; } svg.crowded .number { font-size: 10px; }
+svg .filled { fill: currentColor; } svg .hollow { fill: var(--paper); stroke: currentColor; stroke-width: 1.5; }
+svg a:hover .name, svg a:focus .name { text-decoration: underline; }
 svg .curve { fill: none; stroke: currentColor; stroke-width: 2; }
 .keys { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .9rem; }
 .key { display: inline-block; width: .9em; height: .9em; border-radius: 50%; background: currentColor;
@@ -59,7 +62,9 @@ button.copy { font: inherit; font-size: .85rem; margin-left: .5rem; color: var(-
   border: 1px solid var(--line); border-radius: .3rem; cursor: pointer; }
 /* A drawing is scaled down there: what it says is not. */
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } body { padding: .6rem; }
-  svg text { font-size: 20px; } svg .dot { r: 18px; } svg a .number { transform: translateY(2px); } }
+  svg text { font-size: 20px; } svg .dot { r: 18px; } svg a .number { transform: translateY(2px); }
+  svg.crowded .dot { r: 12px; } svg.crowded .number { font-size: 14px; transform: none; }
+  svg.lines { width: 44rem; max-width: none; } svg.lines text { font-size: 12px; } }
 @media print { article, figure { break-inside: avoid; } }
 """
 # Headers become buttons, and commands get one, only where there is script; nothing else needs it.

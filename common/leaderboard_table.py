@@ -84,8 +84,7 @@ def absent(group: Group) -> tuple[str, ...]:
         return ()
     lists = [f"{paper}: {', '.join(labels[:SHOWN])}" + (f" and {len(labels) - SHOWN} more" if labels[SHOWN:] else "")
              for paper, labels in group.absent]
-    return ("Here are each paper's own methods and the training that they change. Not here, as each takes as long "
-            f"again: {'; '.join(lists)}. One joins by `make reproduce-PAPER-DATASET BUDGET={group.shape.budget} "
+    return (f"Not here: {'; '.join(lists)}. One joins by `make reproduce-PAPER-DATASET BUDGET={group.shape.budget} "
             "METHODS=...` (the paper's README names the words), then `make leaderboard`.",)
 
 

@@ -90,9 +90,10 @@ SPECIAL = {
         "of two epochs of DyART after the burn-in: shows that the chain runs on real images, no more",
         epochs=2, train_epochs=1, n_epoch_test=128, observe=128, n_test=500, n_autoattack=20),
     (board.BUDGET, "cifar10"): Budget(
-        about=board.ABOUT + "; DyART's epochs come after the burn-in's", epochs=board.EPOCHS, model=board.MODEL,
-        width=board.WIDTH, batch_size=board.BATCH_SIZE, n_train=board.N_TRAIN, n_epoch_test=board.N_EPOCH_TEST,
-        observe=512, n_test=board.N_TEST, n_autoattack=board.N_AUTOATTACK, correct=0.4, gflop=board.GFLOP)}
+        about=board.ABOUT + "; DyART's epochs come after the burn-in's", methods=BUDGETS["full"].methods,
+        epochs=board.EPOCHS, model=board.MODEL, width=board.WIDTH, batch_size=board.BATCH_SIZE,
+        n_train=board.N_TRAIN, n_epoch_test=board.N_EPOCH_TEST, observe=512, n_test=board.N_TEST,
+        n_autoattack=board.N_AUTOATTACK, correct=0.4, gflop=board.GFLOP)}
 
 
 # -- what a run costs ------------------------------------------------------------------------------------------------

@@ -94,8 +94,8 @@ CHANGES: dict[tuple[str, str], dict[str, Any]] = {             # (budget, target
     **{("short", name): LESS for name in ("cifar10-l2", "cifar10-sotas", "cifar10-l2-sotas")},
     ("gpu", "tiny-imagenet"): {"epochs": 6, "about": BUDGETS["gpu"].about.replace("12 epochs", "6 epochs")}}
 # On the data sets in L-inf, part 1's ResNet-18 without its quirk: the network of all papers.
-BOARD = Budget(about=board.ABOUT, methods=BUDGETS["short"].methods, epochs=board.EPOCHS, model=board.MODEL,
-               width=board.WIDTH, batch_size=board.BATCH_SIZE, n_train=board.N_TRAIN, n_epoch_test=board.N_EPOCH_TEST,
+BOARD = Budget(about=board.ABOUT, epochs=board.EPOCHS, model=board.MODEL, width=board.WIDTH,
+               batch_size=board.BATCH_SIZE, n_train=board.N_TRAIN, n_epoch_test=board.N_EPOCH_TEST,
                n_test=board.N_TEST, n_autoattack=board.N_AUTOATTACK, decay_rate=BUDGETS["short"].decay_rate,
                gflop=board.GFLOP, more={1: ("--quirks", "trades-third-pass")})
 BOARD_TARGETS = ("cifar10", "cifar100", "cifar10-sotas", "cifar100-sotas")

@@ -5,11 +5,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from matplotlib.image import imread
 
+from common import leaderboard_plot
 from common.environment import ROOT
 from common.errors import UserError
 from common.leaderboard import Paper, Threat, build, front, network
-from common.leaderboard_plot import limits, stairs
+from common.leaderboard_plot import arranged, limits, stairs
 from common.leaderboard_table import HEADER, absent, cells, grids, rows
 from common.records import read_run, read_runs, write_eval
 from common.render import comma_separated, markdown
@@ -199,6 +201,21 @@ def test_the_front_is_paretos(tmp_path):
     assert [tuple(map(round, corner)) for corner in stairs(group)] == corners
     (x_low, x_high), (y_low, y_high) = limits([group], "cifar10")
     assert x_low < 43 and x_high > 85 and y_low < 24 and y_high > 57
+
+
+def test_a_crowded_group_has_a_row_of_the_figure_for_itself(tmp_path, monkeypatch):
+    for budget, count in (("gpu", 2), ("short", 3), ("full", 2), ("smoke", 2)):
+        for paper, method in (("one", "A"), ("one", "C"), ("two", "A"))[:count]:
+            made(tmp_path, paper, method, budget=budget)
+    groups = board(tmp_path).groups
+    assert [len(row) for row in arranged(groups)] == [2, 2]
+    widths = []
+    for crowded, expected in ((2, [[3], [2, 2], [2]]), (9, None)):
+        monkeypatch.setattr(leaderboard_plot, "CROWDED", crowded)
+        if expected:
+            assert [[len(group.entries) for group in row] for row in arranged(groups)] == expected
+        widths.append(imread(leaderboard_plot.draw(board(tmp_path), tmp_path / f"{crowded}.png")).shape[1])
+    assert widths[0] > widths[1]                                           # names have a place beside the intervals
 
 
 def test_tables_hold_all_numbers_and_say_what_is_alone(tmp_path):

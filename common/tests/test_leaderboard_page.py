@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from common import leaderboard_plot
 from common.leaderboard import Paper, build
 from common.leaderboard_page import page
 from common.leaderboard_svg import Axes, curves_of, ticks
@@ -99,6 +100,26 @@ def test_each_point_leads_to_its_record_curves_and_command(tmp_path):
             assert len(points) == 1                                        # the one of the drawing
     drawn = re.search(r"<svg.*?</svg>", text, re.DOTALL).group()
     assert drawn.count('class="seed"') == 2 and "<desc" in drawn and "clean 80.0 %, AutoAttack 43.0 %" in drawn
+
+
+def test_many_methods_have_a_line_each_that_leads_to_its_entry(tmp_path, monkeypatch):
+    board, where = built(tmp_path)
+    assert "class=\"lines\"" not in where.read_text()
+    monkeypatch.setattr(leaderboard_plot, "CROWDED", 1)
+    _, where = built(tmp_path / "crowded")
+    text = where.read_text()
+    drawn = re.search(r'<svg class="lines".*?</svg>', text, re.DOTALL).group()
+    assert Reader(text).of("svg")[0]["class"] == "crowded"
+    (group,) = board.groups
+    middles = []
+    for number, entry in enumerate(group.entries, start=1):
+        link = re.search(rf'<a class="p\d+" href="#{entry.key}">.*?</a>', drawn, re.DOTALL).group()
+        assert f"{entry.label} ({entry.paper}) {number}<" in link
+        bars = [tuple(map(float, ends)) for ends in re.findall(r'x1="([\d.]+)" x2="([\d.]+)"', link)]
+        filled, hollow = (float(re.search(rf'"{kind}" cx="([\d.]+)"', link)[1]) for kind in ("filled", "hollow"))
+        assert bars[0][0] < filled < bars[0][1] and bars[1][0] < hollow < bars[1][1] and filled < hollow
+        middles.append(hollow)
+    assert max(middles) - min(middles) < 0.2                               # both are 80 % right
 
 
 def test_it_can_be_read_without_seeing_and_without_script(tmp_path):
