@@ -20,11 +20,13 @@ ATTACK, PLAIN = "autoattack", "clean"          # a kind; how a paper's main eval
 
 @dataclass(frozen=True)
 class Paper:
-    """What the leaderboard has to know of a paper: its table and how it counts effort (None: it does not)."""
+    """What the leaderboard has to know of a paper: its table, how it counts effort (None: it does not), and its quirks
+    that change what is measured."""
 
     name: str
     table: Table
     effort: Callable[[RunRecord], Effort] | None = None
+    measuring: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ Links are relative to where the page is written.  Everything that comes from a r
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 from common import leaderboard_svg as svg
-from common.leaderboard import Board, Entry, Group
+from common.leaderboard import Board, Entry, Group, Shape
+from common.leaderboard_differences import NOTES as OF_DIFFERENCES
+from common.leaderboard_differences import Changes, grid
 from common.leaderboard_plot import colours, is_crowded
 from common.leaderboard_style import SCRIPT, style
 from common.leaderboard_table import HEADER, NOTES, absent, alone, cells, measured_on
@@ -20,9 +22,11 @@ NUMBERS = frozenset((0, *range(4, 7), *range(8, 12)))          # columns of HEAD
 ACCURACIES = (4, 5)                                            # those with an interval
 
 
-def page(board: Board, title: str, where: Path, files: Sequence[Path] = ()) -> str:
+def page(board: Board, title: str, where: Path, files: Sequence[Path] = (),
+         changes: Mapping[Shape, Changes] | None = None) -> str:
     """The page's text.  where: the file it will be; files: tables and figures of the same numbers, linked to."""
-    sections = [section(group, board, f"g{number}", where) for number, group in enumerate(board.groups, start=1)]
+    sections = [section(group, board, f"g{number}", where, (changes or {}).get(group.shape))
+                for number, group in enumerate(board.groups, start=1)]
     jumps = "".join(f'<li><a href="#g{number}">{escape(group.shape.title)}</a> ({len(group.entries)})</li>'
                     for number, group in enumerate(board.groups, start=1))
     other = ", ".join(link(path, path.name, where) for path in files)
@@ -38,7 +42,8 @@ def page(board: Board, title: str, where: Path, files: Sequence[Path] = ()) -> s
         "point and row leads to its record, its curves and the command that made it.</p>",
         f'<nav aria-label="Groups"><ul>{jumps}</ul></nav>', "</header>", '<main id="main">',
         '<section aria-labelledby="read"><h2 id="read">How to read this</h2><ul>',
-        *(f"<li>{escape(note)}</li>" for note in NOTES), f"</ul><p>The same numbers: {other}.</p></section>",
+        *(f"<li>{escape(note)}</li>" for note in (*NOTES, *(OF_DIFFERENCES if changes else ()))),
+        f"</ul><p>The same numbers: {other}.</p></section>",
         *sections, left(board), "</main>", f"<script>{SCRIPT}</script>", "</body>", "</html>", ""])
 
 
@@ -54,8 +59,8 @@ def with_code(text: str) -> str:
                    for number, part in enumerate(text.split("`")))
 
 
-def section(group: Group, board: Board, name: str, where: Path) -> str:
-    """One group: scatter (and lines where it is crowded), table, then each entry."""
+def section(group: Group, board: Board, name: str, where: Path, changes: Changes | None) -> str:
+    """One group: scatter (and lines where it is crowded), table, what was compared, then each entry."""
     papers = list(colours(board))
     warnings = "".join(f'<p class="warning">{with_code(text)}</p>' for text in alone(group))
     others = "".join(f"<p>{with_code(text)}</p>" for text in absent(group))
@@ -69,6 +74,7 @@ def section(group: Group, board: Board, name: str, where: Path) -> str:
         f'<ul class="keys">{legend}<li><span class="key line"></span>Pareto front</li></ul>',
         "<figcaption>Numbers are those of the table. Bars: Wilson's 95% interval; small dots: seeds.</figcaption>",
         "</figure>", *many, table(group, name, papers), others,
+        *([differences(changes, group, f"{name}-differences")] if changes else []),
         *(article(entry, number, f"{name}-{number}", where) for number, entry in enumerate(group.entries, start=1)),
         "</section>"])
 
@@ -90,6 +96,19 @@ def table(group: Group, name: str, papers: Sequence[str]) -> str:
     return (f'<div class="scroll" role="region" aria-labelledby="{name}-caption" tabindex="0"><table>'
             f'<caption id="{name}-caption">{escape(group.shape.title)}</caption><thead><tr>{head}</tr></thead><tbody>'
             + "\n".join(rows) + "</tbody></table></div>")
+
+
+def differences(changes: Changes, group: Group, name: str) -> str:
+    """What was compared image by image; a pair leads to its first method's entry."""
+    shown = grid(changes, f"Differences: {group.shape.title}")
+    head = "".join(f'<th scope="col"{" data-number" if number > 2 else ""}>{escape(text)}</th>'
+                   for number, text in enumerate(shown.header))
+    rows = [f'<tr><th scope="row"><a href="#{escape(row.first.key)}">{escape(texts[0])}</a></th>'
+            + "".join(f"<td>{escape(text)}</td>" for text in texts[1:]) + "</tr>"
+            for row, texts in zip(changes.rows, shown.rows, strict=True)]
+    return (f'<div class="scroll" role="region" aria-labelledby="{name}" tabindex="0"><table><caption id="{name}">'
+            f"{escape(shown.title)}</caption><thead><tr>{head}</tr></thead><tbody>" + "\n".join(rows)
+            + "</tbody></table></div>\n<ul>" + "".join(f"<li>{escape(note)}</li>" for note in shown.notes) + "</ul>")
 
 
 def article(entry: Entry, number: int, name: str, where: Path) -> str:

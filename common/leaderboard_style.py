@@ -9,7 +9,7 @@ STYLE = """
   :root { --ink: #e8e8e8; --paper: #16181b; --soft: #23262b; --line: #444; --link: #8ab8ff; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; max-width: 80rem; padding: 1rem; color: var(--ink); background: var(--paper);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 a { color: var(--link); }
 a:focus-visible, button:focus-visible, [tabindex]:focus-visible { outline: 3px solid #E69F00; outline-offset: 2px; }
@@ -44,7 +44,7 @@ caption { text-align: left; font-weight: 600; padding: .25rem 0; }
 th, td { text-align: left; padding: .35rem .3rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { vertical-align: bottom; }
 tbody th { font-weight: 600; min-width: 8rem; } .whole { white-space: nowrap; }
-td:nth-child(15) { min-width: 10rem; }
+td:nth-child(14) { min-width: 8.5rem; } td:nth-child(15) { min-width: 10rem; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
   text-align: left; text-decoration: underline dotted; }
 .badge { display: inline-block; min-width: 1.6em; text-align: center; border-radius: 1em; background: currentColor; }

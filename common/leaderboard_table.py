@@ -5,7 +5,9 @@ from statistics import fmean
 from typing import Any
 
 from common.cells import Cell, short
-from common.leaderboard import Board, Entry, Group
+from common.leaderboard import Board, Entry, Group, Shape
+from common.leaderboard_differences import NOTES as OF_DIFFERENCES
+from common.leaderboard_differences import Changes, grid
 from common.render import DASH, Grid
 from common.stats import mean_sd
 
@@ -56,15 +58,19 @@ def measured_on(group: Group, board: Board) -> str:
             f"(test images sha256 {shape.test_fingerprint[:12]}).")
 
 
-def grids(board: Board, title: str) -> list[Grid]:
-    """The groups, then what was left aside; the first grid holds the notes on all of them."""
-    found = [Grid(title, (), (), (*NOTES, f"Attack: AutoAttack, standard version, {board.threat}."))]
+def grids(board: Board, title: str, changes: Mapping[Shape, Changes] | None = None) -> list[Grid]:
+    """The groups, each with what was compared in it, then what was left aside; the first grid holds the notes on all
+    of them."""
+    notes = (*NOTES, *(OF_DIFFERENCES if changes else ()))
+    found = [Grid(title, (), (), (*notes, f"Attack: AutoAttack, standard version, {board.threat}."))]
     for group in board.groups:
         rows = tuple(cells(entry, group, number) for number, entry in enumerate(group.entries, start=1))
         found.append(Grid(group.shape.title, HEADER, rows, (
             measured_on(group, board), *alone(group), *absent(group),
             *(f"{number}: {', '.join(short(record.path) for record in entry.records)}"
               for number, entry in enumerate(group.entries, start=1)))))
+        if changes and group.shape in changes:
+            found.append(grid(changes[group.shape], f"Differences: {group.shape.title}"))
     if board.left:
         found.append(Grid("Left aside", ("run", "why"), tuple(board.left)))
     return found

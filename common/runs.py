@@ -184,6 +184,7 @@ class Table:
     reported_points: what is reported are points of curves over eps (`Column.points`), so that rows hold any eps.
     special_columns: data set -> its columns, where they are not `columns`.
     compare_rows: further pairs of (method, variant) that the second table compares.
+    beside: pairs of a (method, variant) and another paper's (paper, method, variant), for the leaderboard.
     sources: seeds of runs that only others read, such as the source of transferred attacks: no row counts them.
     """
 
@@ -194,6 +195,7 @@ class Table:
     compare: tuple[tuple[str, str], ...] = ()
     compare_methods: tuple[tuple[str, str], ...] = ()
     compare_rows: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = ()
+    beside: tuple[tuple[tuple[str, str], tuple[str, str, str]], ...] = ()
     plans: tuple[str, ...] = ()                # only results of these plans, patterns (small-*) by rank; all if empty
     reported_file: str = ""
     reported_paper: str = ""                   # its rows go before other papers'

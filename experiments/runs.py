@@ -61,4 +61,5 @@ TABLE = Table(
     title="Experiments",
     rows=(Row(method=METHOD, variant=VARIANT, label="PGD-AT + RPAT + AdaRAT's barrier (experiment)"),),
     columns=tuple(Column(evaluator=name, title=name) for name in ("clean", "PGD-20", "AutoAttack")),
-    per_seed=("up_lim", "down_lim"), budget_notes={board.BUDGET: f"Budget: {board.ABOUT}."})
+    per_seed=("up_lim", "down_lim"), beside=(((METHOD, VARIANT), ("rpat", METHOD, "rpat")),),
+    budget_notes={board.BUDGET: f"Budget: {board.ABOUT}."})

@@ -1,13 +1,14 @@
 """One table of all papers' methods, from the records under results/: python -m scripts.leaderboard [--dataset D] [...]
 
-Writes tables/leaderboard.{md,csv,tex}, figures/leaderboard.png and leaderboard/index.html under --out.  Needs no torch
-and no weights.  A paper takes part if its package has runs.py with TABLE; effort_of_run there gives its passes.
+Writes tables/leaderboard.{md,csv,tex} and -differences.csv, figures/leaderboard.png and -differences.png, and
+leaderboard/index.html under --out.  Needs no torch and no weights.  A paper takes part if its package has runs.py with
+TABLE; effort_of_run there gives its passes, QUIRKS in settings.py what changes its measuring.
 """
 
 import importlib
 from pathlib import Path
 
-from common import leaderboard_plot
+from common import leaderboard_differences, leaderboard_differences_plot, leaderboard_plot
 from common.errors import UserError, exit_cleanly
 from common.files import write_text
 from common.flags import Parser, radius
@@ -26,7 +27,14 @@ def papers(root: Path) -> list[Paper]:
     """Every package at the repository root that plans runs."""
     names = sorted(path.parent.name for path in root.glob("*/runs.py") if path.parent.name != "common")
     modules = {name: importlib.import_module(f"{name}.runs") for name in names}
-    return [Paper(name, module.TABLE, getattr(module, "effort_of_run", None)) for name, module in modules.items()]
+    return [Paper(name, module.TABLE, getattr(module, "effort_of_run", None), measuring(root, name))
+            for name, module in modules.items()]
+
+
+def measuring(root: Path, paper: str) -> tuple[str, ...]:
+    """The paper's quirks that change what is measured."""
+    known = importlib.import_module(f"{paper}.settings") if (root / paper / "settings.py").is_file() else None
+    return tuple(name for name, kind in getattr(known, "QUIRKS", {}).items() if kind == "measuring")
 
 
 def parser() -> Parser:
@@ -61,16 +69,23 @@ def main(argv: list[str] | None = None) -> None:
     stem = "-".join(["leaderboard", *filter(None, (args.dataset, args.budget)),
                      *([] if board.threat == Threat() else [f"{args.norm}-{255 * args.eps:g}"])])
     tables, figure = out / "tables" / f"{stem}.md", out / "figures" / f"{stem}.png"
-    shown = grids(board, TITLE)
+    changes = leaderboard_differences.changes(board, known)
+    shown = grids(board, TITLE, changes)
     write_text(tables, markdown(shown))
     write_text(tables.with_suffix(".csv"), comma_separated(rows(board)))
     write_text(tables.with_suffix(".tex"), latex(shown))
     leaderboard_plot.draw(board, figure)
+    files = [tables, tables.with_suffix(".csv"), tables.with_suffix(".tex"), figure]
+    if any(group.rows for group in changes.values()):
+        beside = [path.with_stem(f"{stem}-differences") for path in (tables.with_suffix(".csv"), figure)]
+        write_text(beside[0], comma_separated(leaderboard_differences.rows(changes)))
+        leaderboard_differences_plot.draw(changes, leaderboard_plot.colours(board), beside[1])
+        files += beside
     name = "index" if stem == "leaderboard" else stem.removeprefix("leaderboard-")
     where = out / "leaderboard" / f"{name}.html"
-    write_text(where, page(board, TITLE, where, (tables, tables.with_suffix(".csv"), tables.with_suffix(".tex"),
-                                                 figure)))
-    print(markdown(shown) + f"\ntable  {tables} (and .csv, .tex)\nfigure {figure}\npage   {where}")
+    write_text(where, page(board, TITLE, where, files, changes))
+    print(markdown(shown) + f"\ntable  {tables} (and .csv, .tex)\n"
+          + "".join(f"figure {path}\n" for path in files if path.suffix == ".png") + f"page   {where}")
 
 
 if __name__ == "__main__":

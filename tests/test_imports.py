@@ -13,7 +13,8 @@ WITHOUT_TORCH = ("common.records", "common.report", "common.runs", "common.stats
                  "common.environment", "common.render", "common.reported", "common.plots", "common.errors",
                  "common.alarms", "common.error_codes", "common.locks", "common.signals",
                  "common.seeds", "common.against", "common.board", "common.compare", "common.compare_words",
-                 "common.leaderboard", "common.leaderboard_page", "common.leaderboard_plot", "common.doctor.leftovers",
+                 "common.leaderboard", "common.leaderboard_differences_plot", "common.leaderboard_page",
+                 "common.leaderboard_plot", "common.doctor.leftovers",
                  "common.reliability", "scripts.reliability",
                  "common.doctor.runs", "scripts.compare", "scripts.doctor",
                  "scripts.leaderboard", "scripts.make_rules", "scripts.report")

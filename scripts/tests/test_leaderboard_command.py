@@ -39,6 +39,25 @@ def test_it_writes_tables_figure_and_page_the_same_twice(results, capsys):
     assert made(results) == first
 
 
+def test_what_papers_compare_has_a_table_a_file_and_a_figure(results, capsys):
+    fabricate(results, paper="adarat", method="PGD-AT", variant="adarat", budget="board", metrics=curves(3),
+              accuracies={"clean": 0.9, "autoattack": 0.35})
+    leaderboard.main(["--results", str(results)])
+    first = made(results)
+    assert {"tables/leaderboard-differences.csv", "figures/leaderboard-differences.png"} < set(first)
+    assert b"| PGD-AT + AdaRAT \xe2\x88\x92 PGD-AT | adarat | 1 | +10.00 [" in first["tables/leaderboard.md"]
+    assert b"adarat,PGD-AT + AdaRAT" in first["tables/leaderboard-differences.csv"]
+    assert b"leaderboard-differences.png" in first["leaderboard/index.html"]
+    assert "figures/leaderboard-differences.png\n" in capsys.readouterr().out
+    leaderboard.main(["--results", str(results)])
+    assert made(results) == first
+
+
+def test_measuring_quirks_are_those_of_the_papers_settings():
+    told = {paper.name: paper.measuring for paper in leaderboard.papers(ROOT)}
+    assert "test-crop" in told["adarat"] and "momentum-reset" not in told["adarat"]
+
+
 def test_a_part_does_not_take_the_place_of_the_whole(results):
     leaderboard.main(["--results", str(results), "--dataset", "cifar10", "--budget", "board"])
     assert "leaderboard/cifar10-board.html" in made(results) and "leaderboard/index.html" not in made(results)
