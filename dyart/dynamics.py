@@ -29,8 +29,11 @@ Direction = Mapping[str, Tensor]        # name of a parameter -> its share of th
 
 
 class Margins(NamedTuple):
-    """Of N images, on the CPU.  radius (N,): the margin R in [0,1] units; 0 where the image is misclassified, NaN
-    where no boundary point was found.  speeds: name of a direction -> s(x) (N,); NaN where no boundary point is kept.
+    """Of N images, on the CPU.  radius (N,): the margin R in [0,1] units; 0 where phi <= 0, NaN where no boundary point
+    was found.  speeds: name of a direction -> s(x) (N,); NaN where no boundary point is kept.
+
+    phi <= 0 also where an image is classified rightly, but by a logit margin below at most log(K-1)/T (0.44 for ten
+    classes at T = 5): the soft margin lies below the hard one by up to that.
     """
 
     radius: Tensor

@@ -179,7 +179,7 @@ def speed_panel(axes: Axes, radius: np.ndarray, speed: np.ndarray) -> None:
 # -- margins ---------------------------------------------------------------------------------------------------------
 
 def histogram(radius: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """(shares (K,) of all N images per bar, share misclassified, share without a boundary point); they sum to 1.
+    """(shares (K,) of all N images per bar, share beyond the soft boundary, share without a boundary point); sum 1.
 
     The last bar holds every larger margin.
     """
@@ -204,7 +204,7 @@ def margins(observed: dict[Key, Dynamics], begins: dict[Key, str], about: str, p
             colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, len(shown)))
             for row, colour in zip(shown, colours, strict=True):
                 bars, wrong, lost = histogram(found.radius[row])
-                label = f"{said(int(found.epoch[row]), begins[key])}: {100 * wrong:.0f}% wrong"
+                label = f"{said(int(found.epoch[row]), begins[key])}: {100 * wrong:.0f}% beyond"
                 label += f", {100 * lost:.0f}% not found" if lost else ""
                 axes.stairs(100 * bars, edges, color=colour, linewidth=1.8, label=label)
             axes.set(title=LABELS[key], xlabel=f"margin R (1/255, L-inf); last bar: ≥{LARGEST - WIDTH}")
@@ -213,5 +213,6 @@ def margins(observed: dict[Key, Dynamics], begins: dict[Key, str], about: str, p
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize=9)
         for axes in panels[:, 0]:
             axes.set_ylabel(f"share of all images (%), bars of {WIDTH}/255")
-        figure.suptitle(f"{about}\nwrong: misclassified, no margin", fontsize=11)
+        figure.suptitle(f"{about}\nbeyond the soft boundary, no margin: misclassified, or right by too little",
+                        fontsize=11)
     return path

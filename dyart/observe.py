@@ -2,7 +2,7 @@
 
 dynamics.npz in the run's folder, a row for each moment (E moments, N images):
     epoch (E,)       epochs done; 0: before the first step
-    radius (E,N)     the margin R in [0,1] units; 0 where the image is misclassified, NaN where no point was found
+    radius (E,N)     the margin R in [0,1] units; 0 where phi <= 0 (see `Margins`), NaN where no point was found
     speed (E,N)      s(x), what the next optimiser step adds to R; NaN where no boundary point is kept
     speed_METHOD     the same for a step of another method from the same weights, on the same batch, at the same rate:
                      AT beside DyART, DyART beside a baseline; it has no momentum, as that would be its own run's

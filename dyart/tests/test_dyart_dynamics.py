@@ -216,6 +216,19 @@ def test_margins_of_a_data_set(golden, tiny):
     assert lost.speeds["step"].isnan().all()
 
 
+@pytest.mark.parametrize(("margin", "classes", "there"), [
+    (0.43, 10, False), (0.45, 10, True), (0.13, 3, False), (0.15, 3, True)])
+def test_an_image_that_is_right_by_less_than_the_soft_margin_takes_off_has_no_margin(margin, classes, there):
+    """log(K-1)/T: 0.439 for ten classes at T = 5, 0.139 for three, where all other logits are alike."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, classes))
+    with torch.no_grad():
+        network[1].weight.zero_()[0, 0] = margin
+        network[1].bias.zero_()
+    images = Split(torch.tensor([255, 9, 9, 9], dtype=torch.uint8).view(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64))
+    assert network(images.float_images()).argmax(1).item() == 0
+    assert (margins(network, images, DyART(), seed=1).radius > 0).item() == there
+
+
 def test_speeds_of_a_data_set_are_those_of_its_boundary_points(golden, tiny):
     images, direction, method = uint8_split(golden), random_direction(tiny), DyART(temperature=2.0)
     measured = margins(tiny, images, method, seed=3, directions={"step": direction}, batch_size=10)
