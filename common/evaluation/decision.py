@@ -137,10 +137,12 @@ def starting_points(predict: Any, x: Tensor, target: Tensor, generator: torch.Ge
     noise, found = x.clone(), torch.zeros_like(target, dtype=torch.bool)
     low, high = bounds
     for tried in blocks(directions, lambda: int((~found).sum())):
-        # Drawn one after another, so that the block's size changes no image.
-        drawn = torch.stack([torch.rand(x.shape, generator=generator) for _ in tried]).to(x.device)
         left = (~found).nonzero().squeeze(1)
-        offered = low + (high - low) * drawn[:, left]
+        kept = left.cpu()
+        # Drawn one after another and for all, so that neither the block's size nor others' luck changes an image; only
+        # what is needed is kept, as a block of a whole chunk's noise would fill the memory.
+        drawn = torch.stack([torch.rand(x.shape, generator=generator)[kept] for _ in tried]).to(x.device)
+        offered = low + (high - low) * drawn
         other = predict(offered.flatten(0, 1)).view(len(tried), -1) != target[left]
         first, has = other.int().argmax(0), other.any(0)
         noise[left[has]], found[left[has]] = offered[first[has], has.nonzero().squeeze(1)], True

@@ -241,6 +241,21 @@ def test_starts_are_those_of_one_try_after_another_in_far_fewer_calls(count):
         assert {0, None} < set(tries) and any(number is not None and number > 3 for number in tries)
 
 
+def test_one_image_without_a_start_among_many_costs_the_memory_of_one(monkeypatch):
+    kept, stack = [], torch.stack
+    def noted(tensors):
+        made = stack(tensors)
+        kept.append(made.shape[0] * made.shape[1])
+        return made
+    monkeypatch.setattr(torch, "stack", noted)
+    x = torch.rand(200, 1, 5, 5)
+    target = torch.ones(200, dtype=torch.int64)
+    target[7] = 0
+    _, found = starting_points(lambda images: torch.zeros(len(images), dtype=torch.int64), x, target,
+                               torch.Generator().manual_seed(0), directions=1000, blends=10)
+    assert found.sum() == 199 and not found[7] and len(kept) < 12 and max(kept) <= 1024
+
+
 def test_a_network_of_one_class_is_asked_in_blocks_and_no_image_has_a_start():
     calls = []
     def predict(images):
