@@ -18,6 +18,8 @@ evaluation its plan, settings, checkpoint and the training's spec.  Where things
 device) is left out, since a path differs from machine to machine: the *record* names the data by fingerprint.
 """
 
+import importlib
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -221,6 +223,14 @@ class Table:
         found += [((a, variant), (b, variant)) for variant in variants for a, b in self.compare_methods]
         found += self.compare_rows
         return [(a, b) for a, b in found if {a, b} <= self.labels().keys()]
+
+
+def measuring_quirks(paper: str) -> tuple[str, ...]:
+    """The quirks of a paper that change what is measured, from its settings.py; none where it has no such file."""
+    if importlib.util.find_spec(f"{paper}.settings") is None:
+        return ()
+    known = getattr(importlib.import_module(f"{paper}.settings"), "QUIRKS", {})
+    return tuple(quirk for quirk, kind in known.items() if kind == "measuring")
 
 
 def numbers(text: str | None, what: str) -> tuple[int, ...] | None:

@@ -17,7 +17,7 @@ from common.leaderboard_page import page
 from common.leaderboard_table import grids, rows
 from common.records import read_runs
 from common.render import comma_separated, latex, markdown
-from common.runs import BUDGETS
+from common.runs import BUDGETS, measuring_quirks
 
 TITLE = "Leaderboard of all papers' methods"
 NO_METHODS = ("quick", "smoke")                # show that all parts work: no numbers to compare
@@ -27,14 +27,8 @@ def papers(root: Path) -> list[Paper]:
     """Every package at the repository root that plans runs."""
     names = sorted(path.parent.name for path in root.glob("*/runs.py") if path.parent.name != "common")
     modules = {name: importlib.import_module(f"{name}.runs") for name in names}
-    return [Paper(name, module.TABLE, getattr(module, "effort_of_run", None), measuring(root, name))
+    return [Paper(name, module.TABLE, getattr(module, "effort_of_run", None), measuring_quirks(name))
             for name, module in modules.items()]
-
-
-def measuring(root: Path, paper: str) -> tuple[str, ...]:
-    """The paper's quirks that change what is measured."""
-    known = importlib.import_module(f"{paper}.settings") if (root / paper / "settings.py").is_file() else None
-    return tuple(name for name, kind in getattr(known, "QUIRKS", {}).items() if kind == "measuring")
 
 
 def parser() -> Parser:

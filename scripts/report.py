@@ -17,7 +17,7 @@ from common.flags import Parser
 from common.records import read_runs
 from common.render import comma_separated, latex, markdown
 from common.report import REPORTED_TITLE, build
-from common.runs import BUDGETS
+from common.runs import BUDGETS, measuring_quirks
 
 PARTS_WORK = ("quick", "smoke")                # budgets that show that all parts work: nothing to hold against a paper
 
@@ -60,14 +60,6 @@ def tables(paper: ModuleType, name: str, results: Path, out: Path, dataset: str 
         write_text(stem.with_suffix(".tex"), latex([compared]))
         written.append((stem.with_suffix(".md"), f"{compared.title}: see {stem.with_suffix('.md')}\n"))
     return written
-
-
-def measuring_quirks(paper: str) -> list[str]:
-    """The quirks of a paper that change what is measured, from its settings.py."""
-    if importlib.util.find_spec(f"{paper}.settings") is None:
-        return []
-    known = getattr(importlib.import_module(f"{paper}.settings"), "QUIRKS", {})
-    return [quirk for quirk, kind in known.items() if kind == "measuring"]
 
 
 def main(argv: list[str] | None = None) -> int:
