@@ -93,7 +93,7 @@ def table(group: Group, name: str, papers: Sequence[str]) -> str:
         rows.append(f'<tr><td><span class="badge p{papers.index(entry.paper)}"><b>{shown[0]}</b></span></td>'
                     f'<th scope="row">{label}</th>' + "".join(f"<td>{text}</td>" for text in told[2:])
                     + "</tr>")
-    return (f'<div class="scroll" role="region" aria-labelledby="{name}-caption" tabindex="0"><table>'
+    return (f'<div class="scroll" role="region" aria-labelledby="{name}-caption" tabindex="0"><table class="methods">'
             f'<caption id="{name}-caption">{escape(group.shape.title)}</caption><thead><tr>{head}</tr></thead><tbody>'
             + "\n".join(rows) + "</tbody></table></div>")
 
@@ -106,9 +106,10 @@ def differences(changes: Changes, group: Group, name: str) -> str:
     rows = [f'<tr><th scope="row"><a href="#{escape(row.first.key)}">{escape(texts[0])}</a></th>'
             + "".join(f"<td>{escape(text)}</td>" for text in texts[1:]) + "</tr>"
             for row, texts in zip(changes.rows, shown.rows, strict=True)]
-    return (f'<div class="scroll" role="region" aria-labelledby="{name}" tabindex="0"><table><caption id="{name}">'
-            f"{escape(shown.title)}</caption><thead><tr>{head}</tr></thead><tbody>" + "\n".join(rows)
-            + "</tbody></table></div>\n<ul>" + "".join(f"<li>{escape(note)}</li>" for note in shown.notes) + "</ul>")
+    return (f'<div class="scroll" role="region" aria-labelledby="{name}" tabindex="0"><table class="differences">'
+            f'<caption id="{name}">{escape(shown.title)}</caption><thead><tr>{head}</tr></thead><tbody>'
+            + "\n".join(rows) + "</tbody></table></div>\n<ul>"
+            + "".join(f"<li>{escape(note)}</li>" for note in shown.notes) + "</ul>")
 
 
 def article(entry: Entry, number: int, name: str, where: Path) -> str:

@@ -153,9 +153,19 @@ def contrast(one, other):
 
 def test_the_page_of_this_repository(window):
     show(window, OURS)
-    points, rows, articles = window.run("return ['svg a', 'tbody tr', 'article'].map("
-                                        "function (css) { return document.querySelectorAll(css).length; })")
-    assert points == rows == articles > 0
+    entries = sorted(window.run("return Array.from(document.querySelectorAll('article'), "
+                                "function (article) { return '#' + article.id; })"))
+    points, rows, lines, pairs = window.run(
+        "return ['.crowded a, .roomy a', '.methods tbody a', '.lines a', '.differences tbody a'].map(function (css) { "
+        "return Array.from(document.querySelectorAll(css), function (a) { return decodeURIComponent(a.hash || "
+        "a.getAttribute('href')); }); })")
+    assert entries and len(set(entries)) == len(entries)
+    assert sorted(points) == sorted(rows) == entries                       # each method once in drawing and table
+    crowded = window.run("return Array.from(document.querySelectorAll('svg.crowded'), function (svg) { "
+                         "return svg.querySelectorAll('a').length; })")
+    assert len(lines) == len(set(lines)) == sum(crowded) and set(lines) <= set(entries)
+    assert pairs and set(pairs) <= set(entries)
+    assert window.run("return document.querySelectorAll('tbody tr').length") == len(rows) + len(pairs)
     links = window.run("return Array.from(document.querySelectorAll('a'), "
                        "function (a) { return new URL(a.getAttribute('href'), location).href; })")
     for link in links:
