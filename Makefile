@@ -57,6 +57,8 @@ help: ## List every target
 
 setup: $(READY) ## Make .venv and install the locked requirements in it (once)
 
+# Compiled at once, as pip does: else each process compiles torch anew where PYTHONDONTWRITEBYTECODE is set or .venv is
+# another user's, seconds each time.
 $(STAMP):
 	@set -e; \
 	fits() { "$$@" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; }; \
@@ -79,7 +81,8 @@ $(STAMP):
 	index=$${PIP_INDEX_URL:-$$(.venv/bin/python -m pip config get global.index-url 2>/dev/null || true)}; \
 	if [ -n "$$index" ] && [ -z "$$UV_DEFAULT_INDEX" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
 	if .venv/bin/python -m pip install --quiet --disable-pip-version-check uv \
-	   && .venv/bin/python -m uv pip install --quiet --python .venv/bin/python -r requirements.lock; then :; \
+	   && .venv/bin/python -m uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements.lock; \
+	then :; \
 	else \
 	  echo 'uv could not do it: trying plain pip'; \
 	  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock || { \

@@ -156,7 +156,8 @@ def test_setup_installs_once_and_again_when_the_lock_changes(project):
     make(project, "setup", "PYTHON3=./python-fake")
     lines = log(project)
     assert lines[0] == "-m venv --clear .venv" and lines[1].endswith("uv")
-    assert lines[2] == "-m uv pip install --quiet --python .venv/bin/python -r requirements.lock" and len(lines) == 3
+    assert lines[2] == ("-m uv pip install --quiet --compile-bytecode --python .venv/bin/python "
+                        "-r requirements.lock") and len(lines) == 3
     make(project, "setup", "PYTHON3=./python-fake")
     assert log(project) == []
     (project / "requirements.lock").write_text("x==2\n")
