@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.environment import ROOT, environment, portable, relative_command
+from common.environment import ROOT, begin, environment, portable, relative_command
 from common.errors import UserError, exit_cleanly
 from common.evaluation.plans import Plan, plan_sha256
 from common.files import sha256_of, write_json
@@ -154,6 +154,7 @@ def judge_file(file: Path | None, *, model: Mapping[str, Any], told: str, plan: 
 
     if out is not None and out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file", code="E-OUT")
+    begin()
     network = built(model, trusted=True)
     loaded = portable(str(load_weights(network, file, part=part))) if file else "weights of its own"
     shown = model.get("builder") or f"{model['name']}, {model['classes']} classes"

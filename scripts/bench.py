@@ -26,7 +26,7 @@ from brainreg import bench as brainreg_bench
 from common import bench_autoattack, bench_check, bench_pipeline, bench_step, models
 from common.benchmark import HEADER, cells, forward_operations, padded, sentence
 from common.engine import Engine
-from common.environment import environment, relative_command
+from common.environment import begin, environment, relative_command
 from common.errors import UserError, exit_cleanly
 from common.files import write_json, write_text
 from common.flags import Parser, count
@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse.parse_args(argv)
     if args.grow and args.only:
         raise UserError("--grow measures a PGD-AT step alone: leave --only out", code="E-FLAG-PAIR")
+    begin()
     models.build(args.model, classes=10, width=args.width)                      # refuses an unknown one at once
     names, check = chosen(args.only)
     engine = Engine.choose(args.device, speedups=args.speedups)

@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from common.environment import ROOT, environment, relative_command
+from common.environment import ROOT, begin, environment, relative_command
 from common.errors import UserError, exit_cleanly
 from common.files import write_json
 from common.flags import Parser, count, positive
@@ -149,6 +149,7 @@ def ordinary(path: Path) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 1 if there are defects."""
     args = parser().parse_args(argv)
+    begin()
     chosen = targets()
     if args.only:
         unknown = [name for name in args.only if name not in {target.name for target in chosen}]

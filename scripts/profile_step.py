@@ -26,7 +26,7 @@ from brainreg import bench as brainreg_bench
 from common.bench_step import OurStep, Settings, warm_up
 from common.benchmark import digits, padded, synchronise
 from common.engine import PRECISIONS, Engine
-from common.environment import environment, relative_command
+from common.environment import begin, environment, relative_command
 from common.errors import UserError, exit_cleanly
 from common.files import replacing, write_json, write_text
 from common.flags import Parser, count
@@ -213,6 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse.parse_args(argv)
     if args.method not in STEPS:
         raise UserError(f"--method {args.method}: choose one of {', '.join(STEPS)}", code="E-FLAG-VALUE")
+    begin()
     engine = TimedEngine.choose(args.device, args.precision)
     cpu = engine.device.type == "cpu"
     settings = Settings(batch=args.batch or (32 if cpu else 128), rounds=args.rounds, model=args.model,

@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+from common import environment as surroundings
+from common import evaluation
 from common.checkpoint import load_weights, save_state
 from common.data.digits import load_digits
 from common.environment import ROOT
@@ -69,6 +71,21 @@ def test_a_file_of_weights_is_evaluated_and_recorded(weights, tmp_path, monkeypa
     assert f"  clean          {100 * clean['robust'] / 60:6.2f} %  ({clean['robust']} of 60 images)" in said
     assert clean["robust"] > 40 > pgd["robust"] and pgd["n"] == 60 and pgd["eps"] == 0.05
     assert pgd["settings"]["steps"] == 20 and record["allowed"] == [] and record["checkpoint"]["state_sha256"]
+
+
+def test_a_record_names_the_commit_and_the_time_of_its_beginning(weights, tmp_path, monkeypatch):
+    now, judge = ["a" * 40, False, "2026-01-01T00:00:00+00:00"], evaluation.evaluate
+
+    def evaluate(*args, **words):
+        now[:] = "b" * 40, True, "2026-01-01T05:00:00+00:00"               # hours later, another commit
+        return judge(*args, **words)
+
+    monkeypatch.setattr(surroundings, "_BEGUN", {})
+    monkeypatch.setattr(surroundings, "_state", lambda root: tuple(now))
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    call(monkeypatch, weights, *SMALL, "--plan", "quick-40", "--eps", "0.05", "--out", tmp_path / "r.json")
+    made = json.loads((tmp_path / "r.json").read_text())["environment"]
+    assert now[1] and (made["commit"], made["dirty"], made["started"]) == ("a" * 40, False, "2026-01-01T00:00:00+00:00")
 
 
 def test_a_function_with_and_without_a_file_gives_the_same(weights, tmp_path, monkeypatch):
