@@ -25,6 +25,7 @@ from common.data.batches import augment
 from common.data.splits import Split, to_float
 from common.errors import UserError
 from common.evaluation import changing
+from common.evaluation.bar import Bar
 from common.evaluation.judging import Network, allowed, correct, gradient_pass, judged, seeded, weights_sha256
 from common.evaluation.kinds import CHANGED_KINDS, TRANSFERRED
 from common.evaluation.ledger import Chunk, Ledger, ledger_path, ledger_paths
@@ -182,7 +183,7 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
     missing = missing[(crew.rank - turn) % crew.ranks::crew.ranks]
     total = seen + sum(min(plan.chunk, count - number * plan.chunk) for number in missing)
     shares = getattr(runner, "shares", {})
-    with tqdm(total=total, initial=seen, desc=evaluator.name, unit="img", disable=None if progress else True) as bar:
+    with Bar(evaluator.name, total, seen, shown=progress) as bar:
         for number in missing:
             begin, started = number * plan.chunk, time.monotonic()
             where = slice(begin, min(begin + plan.chunk, count))
@@ -198,17 +199,16 @@ def run_chunks(network: Network, runner: Runner | Measuring, split: Split, plan:
                     survivors[stage] = int(flags.sum())
                     # Within a chunk too, so that the bar knows the time left of one that takes an hour.
                     behind = sum(shares.get(name, 0) for name in survivors)
-                    bar.update(seen + int(behind * len(y) + 1e-9) - bar.n)
                     # What stands now can still fall: an upper bound on the accuracy of the images seen so far.
                     most = (standing + survivors[stage]) / (seen + len(y))
-                    bar.set_postfix_str(f"{stage}: at most {most:.1%} robust")
+                    bar.to(seen + int(behind * len(y) + 1e-9), f"{stage}: at most {most:.1%} robust")
             standing, seen = standing + survivors[stage], seen + len(y)
             if keeper is not None:
                 keeper.save(evaluator.name, number, kept)
             numbers = {name: array.cpu().numpy() for name, array in arrays.items()}
             ledger.append(evaluator.name, Chunk(flags.cpu().numpy(), survivors, time.monotonic() - started, numbers,
                                                 number))
-            bar.update(seen - bar.n)
+            bar.to(seen)
 
 
 def verdicts(network: Network, runner: Runner | Measuring, evaluator: Evaluator, x: Tensor, y: Tensor, seed: int,

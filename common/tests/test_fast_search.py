@@ -12,7 +12,7 @@ from common.attacks import PGD
 from common.data import load
 from common.data.splits import to_float
 from common.errors import UserError
-from common.evaluation import Evaluator, Plan, evaluate, fast_search
+from common.evaluation import Evaluator, Plan, bar, evaluate, fast_search
 from common.evaluation.autoattack import Official
 from common.evaluation.fast_search import FastSearch, FastView
 from common.evaluation.judging import Network, seeded
@@ -230,16 +230,15 @@ def test_what_falls_to_a_tenth_of_the_first_attack_is_spared_the_rest(tiny, tmp_
 # --- the bar ---
 
 def test_the_bar_moves_on_within_a_chunk(tiny, tmp_path, monkeypatch):
-    from common.evaluation import harness
     places = []
 
-    class Bar(harness.tqdm):
+    class Bar(bar.tqdm):
         def __init__(self, **options):
             super().__init__(**{**options, "disable": False, "file": io.StringIO()})
 
         def set_postfix_str(self, text="", refresh=True):
             places.append((self.n, text))
-    monkeypatch.setattr(harness, "tqdm", Bar)
+    monkeypatch.setattr(bar, "tqdm", Bar)
     evaluate(tiny, noise(tiny, 28), Plan("p", (fast(), fast(name="first", finish=True)), chunk=14), seed=3,
              device="cpu", work=tmp_path)
     # Of 390 passes' worth the brief apgd-ce takes 6, apgd-ce 12, apgd-t 108 and in float32 72, FAB 162, Square 30.
