@@ -276,7 +276,8 @@ class Started:
         return time.monotonic()
 
     def finish(self):
-        self.process.stdout.read()
+        with self.process.stdout as told:
+            told.read()
         assert self.process.wait(300) == 0
         return time.monotonic()
 
