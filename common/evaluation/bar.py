@@ -34,7 +34,7 @@ class Bar:
             self.text = text
             self.bar.set_postfix_str(text)
         now = time.monotonic()
-        if self.in_lines and now - self.told >= EVERY:
+        if self.in_lines and n < self.total and now - self.told >= EVERY:
             self.told = now
             print(tqdm.format_meter(n, self.total, now - self.began, prefix=self.name, unit="img", initial=self.initial,
                                     postfix=self.text, bar_format=LINE), file=sys.stderr, flush=True)

@@ -23,12 +23,12 @@ def clock(monkeypatch):
 def walk(clock, seconds, shown=True):
     with bar.Bar("AutoAttack", 200, 100, shown=shown) as progress:
         for at, n, text in ((seconds, 110, "apgd-ce: at most 36.0% robust"), (seconds, 150, None),
-                            (100 * seconds, 180, "square: at most 35.0% robust")):
+                            (100 * seconds, 180, "square: at most 35.0% robust"), (2 * seconds, 200, None)):
             clock[0] += at
             progress.to(n, text)
 
 
-def test_in_a_log_a_line_a_minute(clock, capsys):
+def test_in_a_log_a_line_a_minute_until_the_end(clock, capsys):
     walk(clock, 40.0)
     told = capsys.readouterr().err
     assert told.splitlines() == [
@@ -51,4 +51,4 @@ def test_a_terminal_has_a_bar_and_no_lines(clock, monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal)
     walk(clock, 40.0)
     said = terminal.getvalue()
-    assert "180/200" in said and "square: at most 35.0% robust" in said and " so far" not in said
+    assert "200/200" in said and "square: at most 35.0% robust" in said and " so far" not in said
