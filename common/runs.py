@@ -19,12 +19,13 @@ device) is left out, since a path differs from machine to machine: the *record* 
 """
 
 import importlib
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
+from common.environment import ROOT
 from common.errors import UserError
 from common.files import sha256_of_json
 
@@ -225,11 +226,14 @@ class Table:
         return [(a, b) for a, b in found if {a, b} <= self.labels().keys()]
 
 
+def of_paper(paper: str, part: str) -> ModuleType | None:
+    """The module PAPER.PART; None where the repository has no such file, as of a record that names another paper."""
+    return importlib.import_module(f"{paper}.{part}") if (ROOT / paper / f"{part}.py").is_file() else None
+
+
 def measuring_quirks(paper: str) -> tuple[str, ...]:
-    """The quirks of a paper that change what is measured, from its settings.py; none where it has no such file."""
-    if importlib.util.find_spec(f"{paper}.settings") is None:
-        return ()
-    known = getattr(importlib.import_module(f"{paper}.settings"), "QUIRKS", {})
+    """The quirks that change what is measured, from PAPER/settings.py; none where the repository has no such file."""
+    known = getattr(of_paper(paper, "settings"), "QUIRKS", {})
     return tuple(quirk for quirk, kind in known.items() if kind == "measuring")
 
 

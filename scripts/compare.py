@@ -5,19 +5,17 @@ python scripts/compare.py A_s1 A_s2 A_s3 --against B_s1 B_s2 B_s3
 Records that do not measure the same are refused.  Needs no torch and no weights.
 """
 
-import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common.compare import Judged, check_side, compare, read_judged
+from common.compare import check_side, compare, read_judged
 from common.compare_words import caution, described, sentence, table
-from common.environment import ROOT
 from common.errors import UserError, exit_cleanly
 from common.files import write_text
 from common.flags import Parser
 from common.render import markdown
+from common.runs import measuring_quirks, of_paper
 
 
 def parser() -> Parser:
@@ -31,18 +29,6 @@ def parser() -> Parser:
     return parse
 
 
-def of_paper(name: str, part: str) -> ModuleType | None:
-    """PAPER.PART, where the repository has that paper."""
-    return importlib.import_module(f"{name}.{part}") if (ROOT / name / f"{part}.py").is_file() else None
-
-
-def measuring_quirks(sides: list[list[Judged]]) -> dict[str, list[str]]:
-    """Paper -> its quirks that change what is measured."""
-    papers = {one.run.run["paper"] for side in sides for one in side}
-    kinds = {paper: getattr(of_paper(paper, "settings"), "QUIRKS", {}) for paper in papers}
-    return {paper: [name for name, kind in known.items() if kind == "measuring"] for paper, known in kinds.items()}
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parser().parse_args(argv)
@@ -54,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     for side in sides:
         shown = of_paper(side[0].run.run["paper"], "runs")
         check_side(side, shown.TABLE.per_seed if shown else ())
-    found, left = compare(*sides, common=args.common, measuring=measuring_quirks(sides))
+    measuring = {paper: measuring_quirks(paper) for paper in {one.run.run["paper"] for side in sides for one in side}}
+    found, left = compare(*sides, common=args.common, measuring=measuring)
     heads = [described(letter, side) for letter, side in zip("AB", sides, strict=True)]
     said = [caution(found), f"Only one of the two has: {', '.join(left)}." if left else ""]
     text = "\n".join([markdown([table(found)]), *(f"- {sentence(one)}" for one in found),

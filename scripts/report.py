@@ -5,7 +5,6 @@ Neither needs torch.
 """
 
 import importlib
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 

@@ -43,3 +43,4 @@ def test_several_seeds_stand_against_several(runs, tmp_path, capsys):
 def test_measuring_quirks_are_the_papers():
     known = command.of_paper("adarat", "settings").QUIRKS
     assert known["test-crop"] == "measuring" and command.of_paper("nobody", "settings") is None
+    assert "test-crop" in command.measuring_quirks("adarat") and command.measuring_quirks("nobody") == ()
